@@ -1,0 +1,1 @@
+//! The daemon `basculed` and its command line `bascule`.

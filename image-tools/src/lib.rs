@@ -1,0 +1,1 @@
+//! The bundle format, its trust, and disk images; the tool `bascule-image`.

@@ -1,0 +1,1 @@
+//! Runs integrators' programs at named points, and the health checks.
