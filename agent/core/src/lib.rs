@@ -23,9 +23,9 @@ pub mod report;
 pub mod words;
 
 pub use boot::{BootStatus, BootView, Settings};
-// pub use decide::{Action, Decision, decide};
-// pub use observed::{Health, Observed, Request};
-// pub use offer::{Blocker, Device, Offer};
-// pub use record::{Attempt, Deployment, Ending, HistoryEntry, Record, RollbackReason, State};
+pub use decide::{Action, Decision, Refusal, decide};
+pub use observed::{Health, Observed, Policy, PreparationFailure, Request};
+pub use offer::{Blocker, Device, Offer, OfferedPayload, Requires};
+pub use record::{Attempt, Denied, Deployment, Ending, HistoryEntry, Record, RollbackReason, Stamp, State, Step, Then};
 pub use report::{Disposition, ErrorReport, Phase};
 pub use words::{BootId, BootedGroup, DeploymentId, Digest, Group, TargetGroup, Tries};

@@ -1,1 +1,491 @@
-//! (being written)
+//! The durable record: where an update stands, what was refused for good, and what happened before.
+//!
+//! It lives on the data partition and is read by whichever system is booted, also by an *older* agent after a
+//! rollback: unknown fields are ignored, and a state this version does not know means that someone newer was here
+//! ([`State::Newer`]), in which case nothing is touched. Nothing in it is needed to boot.
+//!
+//! Probation is not stored. It is [`State::Activated`], booted from the target, and not yet good: one fact in one
+//! place. [`Record::advance`] is the only way from one record to the next.
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::ErrorReport;
+use crate::words::{BootId, DeploymentId, Digest, Group};
+
+/// Version of the record's form. Raised only when an older agent must not touch what a newer one wrote.
+pub const SCHEMA: u32 = 1;
+/// How many history entries are kept.
+pub const HISTORY_LIMIT: usize = 50;
+/// How many bundles the deny-list holds; the oldest is forgotten first.
+pub const DENY_LIMIT: usize = 64;
+
+/// Everything that survives a power cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of the form, [`SCHEMA`].
+    pub schema: u32,
+    /// Counts the writes; of two valid copies the higher one wins.
+    pub generation: u64,
+    /// Where the update stands.
+    pub state: State,
+    /// Bundles that were rolled back here and are not taken again.
+    #[serde(default)]
+    pub deny: Vec<Denied>,
+    /// What happened, oldest first, at most [`HISTORY_LIMIT`].
+    #[serde(default)]
+    pub history: Vec<HistoryEntry>,
+    /// The least security epoch that may be installed; raised only by a commit.
+    #[serde(default)]
+    pub epoch_floor: u64,
+    /// The deployment that was committed last and not rolled back since.
+    #[serde(default)]
+    pub installed: Option<Deployment>,
+    /// Why the last update failed, until the next one begins.
+    #[serde(default)]
+    pub last_error: Option<ErrorReport>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Record {
+            schema: SCHEMA,
+            generation: 0,
+            state: State::Idle,
+            deny: Vec::new(),
+            history: Vec::new(),
+            epoch_floor: 0,
+            installed: None,
+            last_error: None,
+        }
+    }
+}
+
+/// Where the update stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum State {
+    /// No update is on its way.
+    Idle,
+    /// The target slots are being written.
+    Preparing {
+        /// What is being written.
+        deployment: Deployment,
+        /// Which try of ours this is.
+        attempt: Attempt,
+    },
+    /// The target slots hold the verified images; the loader does not know yet.
+    Prepared {
+        /// What was written.
+        deployment: Deployment,
+    },
+    /// The intent to arm the loader: its write may or may not have happened.
+    Activating {
+        /// What is to be started.
+        deployment: Deployment,
+    },
+    /// The loader is armed for a counted trial.
+    Activated {
+        /// What is to be, or was, started.
+        deployment: Deployment,
+        /// The boot in which the loader was armed; empty when the record was written after the reboot.
+        armed_in: BootId,
+    },
+    /// The way back was decided; the loader may or may not have been disarmed.
+    RollingBack {
+        /// What is given up.
+        deployment: Deployment,
+        /// Why.
+        reason: RollbackReason,
+        /// The boot in which that was decided.
+        decided_in: BootId,
+    },
+    /// A newer agent left a state that this one does not know: nothing is touched.
+    #[serde(other)]
+    Newer,
+}
+
+impl State {
+    /// The deployment on its way, if there is one.
+    #[must_use]
+    pub fn deployment(&self) -> Option<&Deployment> {
+        match self {
+            State::Preparing { deployment, .. }
+            | State::Prepared { deployment }
+            | State::Activating { deployment }
+            | State::Activated { deployment, .. }
+            | State::RollingBack { deployment, .. } => Some(deployment),
+            State::Idle | State::Newer => None,
+        }
+    }
+}
+
+/// One of our tries at preparing a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Counted from 1.
+    pub number: u32,
+    /// The run of the daemon that makes it; another run must count a new attempt first.
+    pub run: String,
+}
+
+/// What is done with a deployment once it is prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// Wait for `activate`.
+    Stop,
+    /// Activate at once.
+    Activate,
+}
+
+/// One bundle on its way into one group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Identifies it on this device.
+    pub id: DeploymentId,
+    /// SHA-256 of the signed manifest.
+    pub manifest: Digest,
+    /// Product's name.
+    pub product: String,
+    /// Version it brings.
+    pub version: String,
+    /// `order` it brings.
+    pub order: u64,
+    /// Security epoch it brings.
+    pub security_epoch: u64,
+    /// The group it goes into.
+    pub target: Group,
+    /// Version that was running when it began.
+    pub from_version: String,
+    /// Where the bundle comes from: a URL, a path, or `-` for standard input.
+    pub source: String,
+    /// What follows the preparation.
+    pub then: Then,
+    /// Who asked for it.
+    pub requested_by: String,
+    /// When it began, seconds since 1970.
+    pub began: i64,
+}
+
+/// Why a deployment was given up after it had been activated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "kebab-case")]
+pub enum RollbackReason {
+    /// Required health checks failed in probation.
+    Unhealthy {
+        /// Which, and what they said.
+        detail: String,
+    },
+    /// Probation was not passed before its deadline.
+    Deadline,
+    /// The loader used up its tries: the system did not come up.
+    DidNotBoot,
+    /// The loader started the old group although tries were left: it could not load the target, or a person chose.
+    LoaderSkippedTarget,
+    /// The boot settings were damaged and the loader used its fallback: no proof against the image.
+    SettingsLost,
+    /// The target was found unbootable with no record of who decided it: it gave itself up.
+    GaveUpUnrecorded,
+    /// A person asked for it.
+    Operator,
+    /// Cancelled before the reboot.
+    Cancelled,
+    /// A reason only a newer agent knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl RollbackReason {
+    /// Whether the reason speaks against the bundle, so that it must not be tried here again.
+    #[must_use]
+    pub fn denies(&self) -> bool {
+        !matches!(self, RollbackReason::SettingsLost | RollbackReason::LoaderSkippedTarget | RollbackReason::Cancelled)
+    }
+
+    /// The reason in one line for people.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        match self {
+            RollbackReason::Unhealthy { detail } => format!("it was unhealthy: {detail}"),
+            RollbackReason::Deadline => "it was not proven healthy before the deadline".into(),
+            RollbackReason::DidNotBoot => "it did not boot: the loader used up its tries and fell back".into(),
+            RollbackReason::LoaderSkippedTarget => {
+                "the loader started the old group with tries left: it could not load the new one, or a person chose"
+                    .into()
+            }
+            RollbackReason::SettingsLost => "the boot settings were damaged and the loader fell back".into(),
+            RollbackReason::GaveUpUnrecorded => "the new system gave itself up before it could record why".into(),
+            RollbackReason::Operator => "a person rolled it back".into(),
+            RollbackReason::Cancelled => "it was cancelled before the reboot".into(),
+            RollbackReason::Unknown => "for a reason only a newer agent knows".into(),
+        }
+    }
+}
+
+/// A bundle that is not taken again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    /// SHA-256 of its manifest.
+    pub manifest: Digest,
+    /// Its version, for people.
+    pub version: String,
+    /// Why.
+    pub reason: RollbackReason,
+    /// When, seconds since 1970.
+    pub at: i64,
+}
+
+/// How a deployment ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ending", rename_all = "kebab-case")]
+pub enum Ending {
+    /// Committed: it is the good system now.
+    Committed,
+    /// Went back to the group that was good.
+    RolledBack {
+        /// Why.
+        reason: RollbackReason,
+    },
+    /// Never activated.
+    Failed {
+        /// What went wrong.
+        error: ErrorReport,
+    },
+    /// Cancelled before it was activated.
+    Cancelled,
+    /// Had to go back, but the loader brings this group up again: the other one cannot be loaded.
+    Stranded {
+        /// Why it had to go back.
+        reason: RollbackReason,
+    },
+    /// An ending only a newer agent knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// One line of history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// What it was about.
+    pub deployment: Deployment,
+    /// How it ended.
+    #[serde(flatten)]
+    pub ending: Ending,
+    /// When it ended, seconds since 1970.
+    pub at: i64,
+}
+
+/// One durable step from a record to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A checked offer was accepted: begin to prepare it.
+    Preparing(Deployment),
+    /// Another attempt begins, made by this run of the daemon.
+    NextAttempt,
+    /// The target slots hold the verified images.
+    Prepared,
+    /// The preparation ended without success.
+    Abandoned(Ending),
+    /// Intent: the loader is about to be armed.
+    Activating,
+    /// The loader is armed.
+    Activated,
+    /// The loader says good.
+    Committed,
+    /// The way back is decided.
+    RollingBack(RollbackReason),
+    /// A committed system is given up on a person's request.
+    RollingBackInstalled,
+    /// Back on the old group, target disarmed.
+    RolledBack,
+    /// Rebooted to go back, and came up on the same group again.
+    Stranded,
+}
+
+/// What a step needs to know besides the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    /// Seconds since 1970.
+    pub now: i64,
+    /// This boot.
+    pub boot_id: BootId,
+    /// This run of the daemon.
+    pub run: String,
+    /// The booted group.
+    pub booted: Group,
+}
+
+impl Record {
+    /// The entry of the deny-list for a manifest.
+    #[must_use]
+    pub fn denied(&self, manifest: &Digest) -> Option<&Denied> {
+        self.deny.iter().find(|denied| denied.manifest == *manifest)
+    }
+
+    /// The record after `step`; the generation is one higher.
+    ///
+    /// A step that does not fit the state leaves the state as it is: the next decision is taken from the facts again.
+    #[must_use]
+    pub fn advance(&self, step: &Step, stamp: &Stamp) -> Record {
+        let mut next = self.clone();
+        next.generation = self.generation.saturating_add(1);
+        let deployment = self.state.deployment().cloned();
+        match (step, deployment) {
+            (Step::Preparing(deployment), _) => {
+                next.last_error = None;
+                let attempt = Attempt { number: 1, run: stamp.run.clone() };
+                next.state = State::Preparing { deployment: deployment.clone(), attempt };
+            }
+            (Step::RollingBackInstalled, None) => {
+                if let Some(deployment) = self.installed.clone() {
+                    let (reason, decided_in) = (RollbackReason::Operator, stamp.boot_id.clone());
+                    next.state = State::RollingBack { deployment, reason, decided_in };
+                }
+            }
+            (step, Some(deployment)) => next.advance_deployment(step, deployment, stamp),
+            (_, None) => {}
+        }
+        next
+    }
+
+    fn advance_deployment(&mut self, step: &Step, deployment: Deployment, stamp: &Stamp) {
+        let boot = stamp.boot_id.clone();
+        match step {
+            Step::NextAttempt => {
+                if let State::Preparing { attempt, .. } = &mut self.state {
+                    *attempt = Attempt { number: attempt.number.saturating_add(1), run: stamp.run.clone() };
+                }
+            }
+            Step::Prepared => self.state = State::Prepared { deployment },
+            Step::Abandoned(ending) => {
+                if let Ending::Failed { error } = ending {
+                    self.last_error = Some(error.clone());
+                }
+                self.end(deployment, ending.clone(), stamp);
+            }
+            Step::Activating => self.state = State::Activating { deployment },
+            Step::Activated => {
+                let armed_in = if stamp.booted == deployment.target { BootId(String::new()) } else { boot };
+                self.state = State::Activated { deployment, armed_in };
+            }
+            Step::Committed => {
+                self.epoch_floor = self.epoch_floor.max(deployment.security_epoch);
+                self.installed = Some(deployment.clone());
+                self.end(deployment, Ending::Committed, stamp);
+            }
+            Step::RollingBack(reason) => {
+                self.state = State::RollingBack { deployment, reason: reason.clone(), decided_in: boot };
+            }
+            Step::RolledBack => self.end_rollback(deployment, stamp, |reason| Ending::RolledBack { reason }),
+            Step::Stranded => self.end_rollback(deployment, stamp, |reason| Ending::Stranded { reason }),
+            Step::Preparing(_) | Step::RollingBackInstalled => {}
+        }
+    }
+
+    fn end_rollback(&mut self, deployment: Deployment, stamp: &Stamp, ending: impl Fn(RollbackReason) -> Ending) {
+        let State::RollingBack { reason, .. } = self.state.clone() else { return };
+        if reason.denies() && self.denied(&deployment.manifest).is_none() {
+            let (manifest, version) = (deployment.manifest, deployment.version.clone());
+            self.deny.push(Denied { manifest, version, reason: reason.clone(), at: stamp.now });
+            let excess = self.deny.len().saturating_sub(DENY_LIMIT);
+            self.deny.drain(..excess);
+        }
+        if self.installed.as_ref().is_some_and(|installed| installed.id == deployment.id) {
+            self.installed = None;
+        }
+        self.end(deployment, ending(reason), stamp);
+    }
+
+    fn end(&mut self, deployment: Deployment, ending: Ending, stamp: &Stamp) {
+        self.state = State::Idle;
+        self.history.push(HistoryEntry { deployment, ending, at: stamp.now });
+        let excess = self.history.len().saturating_sub(HISTORY_LIMIT);
+        self.history.drain(..excess);
+    }
+}
+
+/// A deployment for tests of this crate.
+#[cfg(test)]
+pub(crate) fn test_deployment() -> Deployment {
+    Deployment {
+        id: DeploymentId("1-2".into()),
+        manifest: Digest([2; 32]),
+        product: "demo".into(),
+        version: "2.0.0".into(),
+        order: 2,
+        security_epoch: 3,
+        target: Group::B,
+        from_version: "1.0.0".into(),
+        source: "-".into(),
+        then: Then::Activate,
+        requested_by: "test".into(),
+        began: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp() -> Stamp {
+        Stamp { now: 7, boot_id: BootId("boot".into()), run: "run".into(), booted: Group::A }
+    }
+
+    fn through(steps: &[Step]) -> Record {
+        steps.iter().fold(Record::default(), |record, step| record.advance(step, &stamp()))
+    }
+
+    #[test]
+    fn a_commit_raises_the_epoch_floor_and_a_preparation_does_not() {
+        let prepared = through(&[Step::Preparing(test_deployment()), Step::Prepared]);
+        assert_eq!(prepared.epoch_floor, 0);
+        let committed = prepared.advance(&Step::Committed, &stamp());
+        assert_eq!((committed.epoch_floor, committed.state), (3, State::Idle));
+    }
+
+    #[test]
+    fn a_verdict_against_the_bundle_denies_it_and_a_lost_setting_does_not() {
+        let begin = [Step::Preparing(test_deployment()), Step::Prepared, Step::Activating, Step::Activated];
+        for (reason, denied) in [(RollbackReason::DidNotBoot, true), (RollbackReason::SettingsLost, false)] {
+            let steps = [&begin[..], &[Step::RollingBack(reason), Step::RolledBack]].concat();
+            assert_eq!(through(&steps).denied(&test_deployment().manifest).is_some(), denied);
+        }
+    }
+
+    #[test]
+    fn a_state_from_the_future_is_newer_and_unknown_fields_are_ignored() {
+        let text = r#"{"schema":1,"generation":4,"state":{"name":"teleporting","to":"c"},"colour":"blue"}"#;
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert_eq!((record.state, record.generation), (State::Newer, 4));
+    }
+
+    #[test]
+    fn every_state_reads_back_what_it_wrote() {
+        let steps = [
+            Step::Preparing(test_deployment()),
+            Step::Prepared,
+            Step::Activating,
+            Step::Activated,
+            Step::RollingBack(RollbackReason::Unhealthy { detail: "x".into() }),
+            Step::RolledBack,
+        ];
+        for n in 0..=steps.len() {
+            let record = through(&steps[..n]);
+            let text = serde_json::to_string(&record).unwrap();
+            assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn history_and_deny_list_stay_bounded() {
+        let mut record = Record::default();
+        for n in 0..200u8 {
+            let mut deployment = test_deployment();
+            deployment.manifest = Digest([n; 32]);
+            for step in [Step::Preparing(deployment), Step::RollingBack(RollbackReason::Deadline), Step::RolledBack] {
+                record = record.advance(&step, &stamp());
+            }
+        }
+        assert_eq!((record.history.len(), record.deny.len()), (HISTORY_LIMIT, DENY_LIMIT));
+    }
+}
