@@ -17,6 +17,7 @@ use crate::record::{Deployment, Ending, Record, RollbackReason, State, Step, The
 use crate::report::Disposition;
 
 /// One thing to do now.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack, once per look")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Nothing: wait for a request or the next look.

@@ -1,6 +1,8 @@
 //! The state machine against a simulated device: every single, double and triple power cut in every scenario, on a
 //! counting and on a one-shot loader. No run may brick, start a torn slot, retry a rejected bundle, or fail to settle.
 
+#![allow(unreachable_pub, clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
+
 mod world;
 
 use bascule_core::*;
@@ -63,7 +65,8 @@ fn judge(events: &[Event], world: &World, cancels: bool) -> Result<usize, String
     }
     for order in 3..=4 {
         let starts = world.starts.iter().filter(|start| **start == order).count();
-        if starts > usize::from(world.policy().tries.get()) {
+        // A cancelled deployment is no verdict: the same bundle may be offered and tried once more.
+        if starts > usize::from(world.policy().tries.get()) * (1 + usize::from(cancels)) {
             return Err(format!("order {order} was started {starts} times without a commit"));
         }
     }
