@@ -1,0 +1,137 @@
+//! The one Debian tree that every demo system is derived from.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::archive::{self, SUITE};
+use super::cache::{self, Key};
+use super::shell;
+
+/// What the systems need beside Debian's essential packages.
+const PACKAGES: [&str; 7] = ["systemd-sysv", "udev", "dbus", "iproute2", "e2fsprogs", "kmod", "busybox-static"];
+
+/// Kernel modules of the guests; disk, ext4 and serial console are built into the cloud kernel.
+const MODULES: &str = "vfat nls_cp437 nls_ascii nls_utf8 nls_iso8859_1 virtio_pci virtio_net virtio_rng loop";
+
+/// Paths that dpkg does not unpack.
+const LEFT_OUT: [&str; 6] = [
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/zoneinfo/*",
+    "/usr/share/lintian/*",
+];
+
+/// Fetches the newest cloud kernel with the guest's own package lists; keeps the image and the modules in [`MODULES`].
+const ADD_KERNEL: &str = r#"
+tree=$1
+work=$(mktemp -d)
+cd "$work"
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
+test -n "$package"
+apt-get -q -o APT::Sandbox::User=root download "$package"
+mkdir kernel
+dpkg-deb --fsys-tarfile linux-image-*.deb | tar -x -C kernel
+version=$(ls kernel/lib/modules)
+depmod -b kernel "$version"
+cp "kernel/boot/vmlinuz-$version" "$tree/boot/vmlinuz"
+to="usr/lib/modules/$version"
+mkdir -p "$tree/$to"
+for module in $MODULES; do
+    modprobe -d kernel -S "$version" --show-depends "$module"
+done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | sort -u | while read -r file; do
+    inside=${file##*/lib/modules/}
+    mkdir -p "$tree/usr/lib/modules/${inside%/*}"
+    cp "$file" "$tree/usr/lib/modules/$inside"
+done
+cp kernel/lib/modules/"$version"/modules.builtin* kernel/lib/modules/"$version"/modules.order "$tree/$to/"
+depmod -b "$tree" "$version"
+cd /
+rm -rf "$work"
+"#;
+
+/// Takes away what a device with a read-only root and no logins does not use, and what only slows its start.
+const TRIM: &str = r#"
+cd "$1"
+rm -rf etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap
+find var run tmp -mindepth 1 -delete
+rm -f usr/lib/udev/hwdb.bin etc/udev/hwdb.bin
+rm -rf usr/lib/udev/hwdb.d usr/lib/systemd/catalog usr/share/bash-completion usr/share/zsh
+cd usr/lib/udev/rules.d
+for rule in *; do
+    case $rule in
+    50-udev-default.rules | 60-block.rules | 60-persistent-storage.rules | 80-drivers.rules | 99-systemd.rules) ;;
+    *) rm "$rule" ;;
+    esac
+done
+cd ../../../..
+find etc/systemd/system -mindepth 1 -delete
+cd usr/lib/systemd/system
+for unit in *.wants/*; do
+    case ${unit##*/} in
+    kmod-static-nodes.service | systemd-journald.service | systemd-modules-load.service) ;;
+    systemd-tmpfiles-setup*.service | systemd-udev*.service | systemd-journald*.socket | systemd-udevd-*.socket) ;;
+    dbus.socket | sys-kernel-config.mount) ;;
+    *) rm "$unit" ;;
+    esac
+done
+"#;
+
+/// Makes or finds the base tree.
+///
+/// The key does not name the archive's state: a new kernel or security update is taken when the cache is removed.
+pub(super) fn ensure(directory: &Path) -> Result<(PathBuf, Key)> {
+    let key = Key::of((SUITE, PACKAGES, MODULES, LEFT_OUT, ADD_KERNEL, TRIM));
+    let tree = cache::cached(directory, "base", &key, build)?;
+    Ok((tree, key))
+}
+
+fn build(tree: &Path) -> Result<()> {
+    let sources = archive::lines()?;
+    if shell::is_root() {
+        let mut command = mmdebstrap("root");
+        command.arg(SUITE).arg(tree).args(&sources);
+        return shell::run(&mut command);
+    }
+    std::fs::create_dir(tree)?;
+    let mut command = mmdebstrap("unshare");
+    let mut maker = command.arg(SUITE).arg("-").args(&sources).stdout(Stdio::piped()).spawn()?;
+    let archive = maker.stdout.take().context("mmdebstrap has no output")?;
+    let mut unpack = shell::tree_command("tar");
+    unpack.args(["-x", "--numeric-owner", "--exclude=./dev/*", "-C"]).arg(tree).stdin(archive);
+    let unpacked = unpack.status().context("cannot start tar")?;
+    ensure!(maker.wait()?.success() && unpacked.success(), "mmdebstrap or tar failed");
+    Ok(())
+}
+
+fn mmdebstrap(mode: &str) -> Command {
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--quiet", "--variant=essential", "--architectures=amd64", "--format"]);
+    command.arg(if mode == "root" { "directory" } else { "tar" });
+    command.arg(format!("--mode={mode}")).arg(format!("--include={}", PACKAGES.join(",")));
+    command.arg("--aptopt=APT::Install-Recommends false").arg("--aptopt=Acquire::Languages \"none\"");
+    if let Some(proxy) = proxy() {
+        command.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
+    }
+    for path in LEFT_OUT {
+        command.arg(format!("--dpkgopt=path-exclude={path}"));
+    }
+    command.env("MODULES", MODULES);
+    command.arg(hook(ADD_KERNEL)).arg(hook(TRIM));
+    command
+}
+
+fn hook(script: &str) -> String {
+    format!("--customize-hook=set -eu; {script}")
+}
+
+/// The proxy that the host's apt uses; the environment's is inherited anyway.
+fn proxy() -> Option<String> {
+    let printed = shell::output(Command::new("apt-config").args(["shell", "PROXY", "Acquire::http::Proxy"])).ok()?;
+    let value = printed.trim().strip_prefix("PROXY='")?.strip_suffix('\'')?;
+    (!value.is_empty()).then(|| value.to_owned())
+}

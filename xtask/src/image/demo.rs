@@ -1,0 +1,116 @@
+//! The demo systems: what each version adds to the base tree.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// How one demo version behaves once it is installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Behaviour {
+    /// Boots, and every check passes.
+    Good,
+    /// Boots, but a required health check fails.
+    Unhealthy,
+    /// The kernel finds no init and panics.
+    NoInit,
+}
+
+/// One demo system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Version {
+    /// Its short name in file names: `v1`.
+    pub(crate) name: &'static str,
+    /// Its version: `1.0.0`.
+    pub(crate) version: &'static str,
+    /// Its place in the order of versions.
+    pub(crate) order: u64,
+    /// What it does once installed.
+    pub(crate) behaviour: Behaviour,
+}
+
+/// The factory system and the updates offered to it.
+pub(crate) const VERSIONS: [Version; 5] = [
+    Version { name: "v1", version: "1.0.0", order: 1, behaviour: Behaviour::Good },
+    Version { name: "v2", version: "2.0.0", order: 2, behaviour: Behaviour::Good },
+    Version { name: "v3", version: "3.0.0", order: 3, behaviour: Behaviour::Unhealthy },
+    Version { name: "v4", version: "4.0.0", order: 4, behaviour: Behaviour::NoInit },
+    Version { name: "v5", version: "5.0.0", order: 5, behaviour: Behaviour::Good },
+];
+
+const PLAIN: u32 = 0o644;
+const PROGRAM: u32 = 0o755;
+
+/// Files that all demo systems share, with their modes.
+const FILES: [(&str, u32, &str); 17] = [
+    ("etc/fstab", PLAIN, include_str!("files/fstab")),
+    ("etc/hostname", PLAIN, "bascule-demo\n"),
+    ("etc/hosts", PLAIN, "127.0.0.1 localhost bascule-demo\n"),
+    ("etc/resolv.conf", PLAIN, "nameserver 10.0.2.3\n"),
+    // Empty: systemd takes an identifier for this boot, from the machine's UUID where there is one.
+    ("etc/machine-id", 0o444, ""),
+    ("etc/modules-load.d/demo.conf", PLAIN, "virtio_pci\nvirtio_net\nvirtio_rng\n"),
+    ("etc/systemd/journald.conf.d/demo.conf", PLAIN, include_str!("files/journald.conf")),
+    ("etc/systemd/system.conf.d/demo.conf", PLAIN, include_str!("files/system.conf")),
+    ("etc/systemd/system/demo-network.service", PLAIN, include_str!("files/demo-network.service")),
+    ("etc/systemd/system/ping.service", PLAIN, include_str!("files/ping.service")),
+    ("etc/systemd/system/shell-ttyS0.service", PLAIN, include_str!("files/shell-ttyS0.service")),
+    ("etc/systemd/system/shell-ttyS1.service", PLAIN, include_str!("files/shell-ttyS1.service")),
+    ("etc/bascule/config.toml", PLAIN, include_str!("files/config.toml")),
+    ("usr/lib/demo/ping", PROGRAM, include_str!("files/ping")),
+    ("usr/lib/demo/pong", PROGRAM, include_str!("files/pong")),
+    ("usr/lib/demo/command-server", PROGRAM, include_str!("files/command-server")),
+    ("root/.profile", PLAIN, "PS1='demo# '\n"),
+];
+
+/// Units of the demo that start with the system.
+const ENABLED: [&str; 4] = ["demo-network.service", "ping.service", "shell-ttyS0.service", "shell-ttyS1.service"];
+
+/// Files of the version that this function's caller lays over the base tree, with the trust root to pin.
+pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path) -> Result<()> {
+    for (path, mode, text) in FILES {
+        write(overlay, path, mode, text)?;
+    }
+    for unit in ENABLED {
+        let wants = overlay.join("etc/systemd/system/multi-user.target.wants");
+        std::fs::create_dir_all(&wants)?;
+        symlink(format!("../{unit}"), wants.join(unit))?;
+    }
+    symlink("/usr/lib/systemd/system/multi-user.target", overlay.join("etc/systemd/system/default.target"))?;
+    // Interface names stay as the kernel gives them: eth0.
+    let links = overlay.join("etc/systemd/network");
+    std::fs::create_dir_all(&links)?;
+    symlink("/dev/null", links.join("99-default.link"))?;
+    for mount_point in ["data", "boot/efi"] {
+        std::fs::create_dir_all(overlay.join(mount_point))?;
+    }
+    write(overlay, "usr/lib/bascule/release.toml", PLAIN, &release(version, "qemu-x86_64"))?;
+    let check = match version.behaviour {
+        Behaviour::Unhealthy => include_str!("files/50-app-unhealthy"),
+        Behaviour::Good | Behaviour::NoInit => include_str!("files/50-app"),
+    };
+    write(overlay, "usr/lib/bascule/health.d/required/50-app", PROGRAM, check)?;
+    if trust_root.exists() {
+        std::fs::copy(trust_root, overlay.join("etc/bascule/root.json")).context("cannot copy the trust root")?;
+    }
+    Ok(())
+}
+
+/// The text of `release.toml`: what this system is and for which hardware.
+pub(super) fn release(version: &Version, compatible: &str) -> String {
+    format!(
+        "product = \"demo\"\nversion = \"{}\"\norder = {}\ncompatible = [\"{compatible}\"]\nsecurity_epoch = 0\n",
+        version.version, version.order
+    )
+}
+
+/// Writes one file of an overlay with its mode, and the folders above it.
+pub(super) fn write(overlay: &Path, path: &str, mode: u32, text: &str) -> Result<()> {
+    let file = overlay.join(path);
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
