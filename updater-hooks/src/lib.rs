@@ -1,1 +1,31 @@
 //! Runs integrators' programs at named points, and the health checks.
+//!
+//! An integrator hangs programs into folders of the root file system: *hooks* at the points of one update
+//! ([`HookPoint`]), *health checks* that say whether the system does its work. Both run through the one child-process
+//! runner ([`runner::run`]): own process group, deadline, bounded and harmless output. This crate runs and judges them;
+//! what follows from a verdict is decided elsewhere.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`runner`] | one child process, from start to the end of its process group |
+//! | [`output`] | the last 64 KiB of a child's output, with nothing in it that moves a terminal |
+//! | [`programs`] | which files of the two folders are run: override, mask, order, symbolic links |
+//! | [`hooks`] | the hook points, the context given to a hook, and the verdict of one point |
+//! | [`health`] | health checks: programs and systemd units, required or wanted |
+//! | [`soak`] | when to run the checks and when the verdict falls; pure |
+//! | [`error`] | what can go wrong, with stable codes |
+
+pub mod error;
+pub mod health;
+pub mod hooks;
+pub mod output;
+mod paths;
+pub mod programs;
+pub mod runner;
+pub mod soak;
+
+pub use error::HooksError;
+pub use health::{CheckKind, CheckResult, HealthChecks, HealthSettings, Requirement};
+pub use hooks::{HookContext, HookPoint, HookRun, HookSettings, PointOutcome, PointVerdict, run_point};
+pub use runner::{Command, Exit, Limits, Outcome, run};
+pub use soak::{HealthPolicy, Round, Soak, Step, Verdict};

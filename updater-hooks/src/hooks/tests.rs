@@ -1,0 +1,138 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use super::*;
+
+struct Device(tempfile::TempDir);
+
+impl Device {
+    fn new() -> Self {
+        let device = Device(tempfile::tempdir().expect("a folder"));
+        fs::create_dir_all(device.path("run")).expect("a folder");
+        device
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.path().join(path)
+    }
+
+    fn hook(&self, path: &str, mode: u32, body: &str) -> &Self {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
+        self
+    }
+
+    fn run(&self, point: HookPoint) -> Result<PointOutcome, HooksError> {
+        self.run_within(Duration::from_secs(20), point)
+    }
+
+    fn run_within(&self, deadline: Duration, point: HookPoint) -> Result<PointOutcome, HooksError> {
+        let limits = Limits { deadline, grace: Duration::from_millis(100) };
+        let settings = HookSettings { root: self.0.path().to_owned(), context_dir: self.path("run"), limits };
+        run_point(point, &context(), &settings, &AtomicBool::new(false))
+    }
+}
+
+fn context() -> HookContext {
+    HookContext {
+        deployment: Some(DeploymentId("20261121-abc".to_owned())),
+        from_version: Some("1.0.0".to_owned()),
+        to_version: Some("2.0.0".to_owned()),
+        target_group: Group::B,
+        booted_group: Group::A,
+        reason: None,
+    }
+}
+
+fn names(outcome: &PointOutcome) -> Vec<&str> {
+    outcome.hooks.iter().map(|run| run.hook.as_str()).collect()
+}
+
+#[test]
+fn hooks_run_in_order_and_each_is_told_what_is_going_on() {
+    let device = Device::new();
+    let body = "echo $BASCULE_HOOK_POINT $BASCULE_DEPLOYMENT; stat -c %a $BASCULE_CONTEXT; cat $BASCULE_CONTEXT";
+    device.hook("usr/lib/bascule/hooks.d/pre-activate/10-tell", 0o755, body);
+    device.hook("etc/bascule/hooks.d/pre-activate/05-first", 0o755, "echo spoiled > $BASCULE_CONTEXT");
+    device.hook("etc/bascule/hooks.d/pre-reboot/10-elsewhere", 0o755, "exit 1");
+    let outcome = device.run(HookPoint::PreActivate).expect("it runs");
+    assert_eq!((&outcome.verdict, names(&outcome)), (&PointVerdict::Passed, vec!["05-first", "10-tell"]));
+    let told: Vec<_> = outcome.hooks[1].outcome.output_tail.lines().collect();
+    assert_eq!(told[..2], ["pre-activate 20261121-abc", "600"]);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(told[2]).expect("json"),
+        serde_json::json!({
+            "schema": 1, "point": "pre-activate", "deployment": "20261121-abc", "from_version": "1.0.0",
+            "to_version": "2.0.0", "target_group": "b", "booted_group": "a", "reason": null
+        })
+    );
+    assert_eq!(fs::read_dir(device.path("run")).expect("a folder").count(), 0, "a context file stayed behind");
+}
+
+#[test]
+fn a_point_without_hooks_passes() {
+    let outcome = Device::new().run(HookPoint::Check).expect("it runs");
+    assert_eq!((outcome.verdict, outcome.hooks.len()), (PointVerdict::Passed, 0));
+}
+
+#[test]
+fn the_first_failure_ends_the_point_and_is_the_reason() {
+    let device = Device::new();
+    device.hook("usr/lib/bascule/hooks.d/pre-prepare/10-ok", 0o755, "true");
+    device.hook("usr/lib/bascule/hooks.d/pre-prepare/20-no", 0o755, "echo 'battery \u{1b}[1mlow' >&2; exit 4");
+    device.hook("usr/lib/bascule/hooks.d/pre-prepare/30-never", 0o755, "true");
+    let outcome = device.run(HookPoint::PrePrepare).expect("it runs");
+    assert_eq!(names(&outcome), ["10-ok", "20-no"]);
+    let error = outcome.into_result().expect_err("it failed");
+    assert_eq!(error.to_string(), "hook 20-no at pre-prepare failed: exit code 4: battery ␛[1mlow");
+    assert_eq!((error.code(), error.disposition()), ("hooks.failed", bascule_core::Disposition::GiveUp));
+}
+
+#[test]
+fn exit_code_75_asks_to_try_again_later_with_the_last_line_as_reason() {
+    let device = Device::new();
+    device.hook("usr/lib/bascule/hooks.d/check/10-busy", 0o755, "echo looking; echo in use; exit 75");
+    device.hook("usr/lib/bascule/hooks.d/check/20-never", 0o755, "true");
+    let outcome = device.run(HookPoint::Check).expect("it runs");
+    let deferred = PointVerdict::Deferred { hook: "10-busy".to_owned(), reason: "in use".to_owned() };
+    assert_eq!((&outcome.verdict, outcome.hooks.len()), (&deferred, 1));
+    let error = outcome.into_result().expect_err("it was deferred");
+    assert_eq!((error.code(), error.disposition()), ("hooks.deferred", bascule_core::Disposition::Retry));
+}
+
+#[test]
+fn a_hook_that_hangs_fails_at_its_deadline() {
+    let device = Device::new();
+    device.hook("usr/lib/bascule/hooks.d/probation/10-hang", 0o755, "exec sleep 60");
+    let outcome = device.run_within(Duration::from_millis(300), HookPoint::Probation).expect("it runs");
+    let error = outcome.into_result().expect_err("it hung");
+    assert_eq!(error.code(), "hooks.timed-out");
+}
+
+#[test]
+fn a_hook_that_cannot_be_run_fails_the_point_and_is_named() {
+    let device = Device::new();
+    device.hook("usr/lib/bascule/hooks.d/post-commit/10-forgot", 0o644, "true");
+    let error = device.run(HookPoint::PostCommit).expect("it runs").into_result().expect_err("it cannot run");
+    assert_eq!(error.code(), "hooks.not-runnable");
+    assert!(error.to_string().ends_with("cannot be run: it is not executable"), "{error}");
+}
+
+#[test]
+fn without_a_place_for_the_context_no_hook_runs() {
+    let device = Device::new();
+    device.hook("usr/lib/bascule/hooks.d/check/10-run", 0o755, &format!("touch {}", device.path("ran").display()));
+    fs::remove_dir(device.path("run")).expect("an empty folder");
+    assert_eq!(device.run(HookPoint::Check).map_err(|error| error.code()), Err("hooks.context"));
+    assert!(!device.path("ran").exists());
+}
+
+#[test]
+fn the_points_have_the_names_of_their_folders_in_json_too() {
+    for point in HookPoint::ALL {
+        assert_eq!(serde_json::to_value(point).expect("json"), point.name());
+    }
+}

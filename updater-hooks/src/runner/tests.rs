@@ -1,0 +1,175 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::output::OUTPUT_LIMIT;
+
+/// Longer than any test may take; a test that gets there has failed.
+const LONG: Duration = Duration::from_secs(20);
+const SOON: Limits = Limits { deadline: Duration::from_millis(500), grace: Duration::from_millis(400) };
+const PATIENT: Limits = Limits { deadline: LONG, grace: Duration::from_millis(150) };
+
+fn sh(script: &str) -> Command {
+    Command::new("/bin/sh").arg("-c").arg(script)
+}
+
+fn run_script(script: &str, limits: &Limits) -> Outcome {
+    let outcome = run(&sh(script), limits, &AtomicBool::new(false));
+    assert!(outcome.duration < LONG / 2, "{script:?} held us up: {outcome:?}");
+    outcome
+}
+
+/// Whether the process whose number stands in `file` is gone, or is about to be reaped by init.
+fn is_gone(file: &Path) -> bool {
+    let pid = fs::read_to_string(file).expect("the script wrote its process number");
+    let gone = || match fs::read_to_string(format!("/proc/{}/stat", pid.trim())) {
+        Ok(stat) => stat.contains(") Z "),
+        Err(_) => true,
+    };
+    // The kernel delivers a SIGKILL when it next looks; that is not a matter of our code's time.
+    (0..200).any(|_| {
+        gone() || {
+            thread::sleep(Duration::from_millis(5));
+            false
+        }
+    })
+}
+
+#[test]
+fn a_child_that_ends_by_itself_gives_its_code_and_both_outputs_in_order() {
+    let outcome = run_script("echo one; echo two >&2; echo three; exit 7", &PATIENT);
+    assert_eq!((outcome.exit, outcome.output_tail.as_str()), (Exit::Code(7), "one\ntwo\nthree\n"));
+}
+
+#[test]
+fn a_child_that_dies_of_a_signal_names_the_signal() {
+    assert_eq!(run_script("kill -SEGV $$", &PATIENT).exit, Exit::Signal(11));
+}
+
+#[test]
+fn a_hanging_child_gets_the_chance_to_end_in_order() {
+    let outcome = run_script("trap 'echo tidied; exit 0' TERM; echo begun; while :; do sleep 0.02; done", &SOON);
+    assert_eq!(outcome.exit, Exit::TimedOut);
+    // Between the two the shell may say that its `sleep`, which got the signal too, was terminated.
+    assert!(outcome.output_tail.starts_with("begun\n") && outcome.output_tail.ends_with("tidied\n"), "{outcome:?}");
+    assert!(outcome.duration >= SOON.deadline);
+}
+
+#[test]
+fn a_child_that_ignores_term_is_killed_after_the_grace() {
+    let outcome = run_script("trap '' TERM; echo begun; while :; do sleep 0.02; done", &SOON);
+    assert_eq!(outcome.exit, Exit::TimedOut);
+    assert!(outcome.duration >= SOON.deadline + SOON.grace, "killed too early: {:?}", outcome.duration);
+}
+
+#[test]
+fn grandchildren_that_ignore_term_die_with_the_group() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pid = dir.path().join("pid");
+    let script = format!("(trap '' TERM; sh -c 'echo $PPID' > {}; while :; do sleep 0.02; done) & wait", pid.display());
+    assert_eq!(run_script(&script, &SOON).exit, Exit::TimedOut);
+    assert!(is_gone(&pid));
+}
+
+#[test]
+fn what_a_child_leaves_behind_in_its_group_is_killed_when_it_ends() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pid = dir.path().join("pid");
+    let script = format!("sleep 60 & echo $! > {}; echo done", pid.display());
+    let outcome = run_script(&script, &PATIENT);
+    assert_eq!((outcome.exit, outcome.output_tail.as_str()), (Exit::Code(0), "done\n"));
+    assert!(is_gone(&pid));
+}
+
+#[test]
+fn a_daemon_that_left_the_group_and_keeps_the_pipe_does_not_hold_us_up() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pid = dir.path().join("pid");
+    let script = format!("setsid sh -c 'echo $$ > {0}; exec sleep 60' & while [ ! -s {0} ]; do :; done", pid.display());
+    let outcome = run_script(&script, &PATIENT);
+    assert_eq!(outcome.exit, Exit::Code(0));
+    assert!(outcome.duration < Duration::from_secs(5), "{:?}", outcome.duration);
+    let daemon = fs::read_to_string(&pid).expect("its number").trim().parse().expect("a number");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGKILL)
+        .expect("it still ran");
+}
+
+#[test]
+fn ten_megabytes_of_output_leave_the_last_64_kib() {
+    let outcome = run_script("head -c 10485760 /dev/zero | tr '\\0' x; echo; echo the end", &PATIENT);
+    assert_eq!(outcome.exit, Exit::Code(0));
+    assert_eq!(outcome.output_tail.len(), OUTPUT_LIMIT);
+    assert!(outcome.output_tail.ends_with("xxx\nthe end\n"));
+    assert_eq!(outcome.output_dropped, 10_485_760 + 9 - OUTPUT_LIMIT as u64);
+}
+
+#[test]
+fn endless_output_does_not_outlive_the_deadline() {
+    let outcome = run_script("exec cat /dev/zero", &SOON);
+    assert_eq!(outcome.exit, Exit::TimedOut);
+    assert!(outcome.output_tail.len() <= OUTPUT_LIMIT && outcome.output_dropped > 0);
+}
+
+#[test]
+fn a_child_that_closes_its_outputs_is_still_waited_for() {
+    assert_eq!(run_script("exec >&- 2>&-; sleep 0.1; exit 3", &PATIENT).exit, Exit::Code(3));
+    assert_eq!(run_script("exec >&- 2>&-; sleep 60", &SOON).exit, Exit::TimedOut);
+}
+
+#[test]
+fn standard_input_is_empty_and_nothing_of_our_environment_is_inherited() {
+    let outcome = run(&sh("cat; env").env("GIVEN", "yes"), &PATIENT, &AtomicBool::new(false));
+    let mut names: Vec<_> = outcome.output_tail.lines().filter_map(|line| line.split('=').next()).collect();
+    names.sort_unstable();
+    // PWD, OLDPWD, SHLVL and _ are the shell's own.
+    names.retain(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name));
+    assert_eq!(names, ["GIVEN", "LANG", "PATH"]);
+}
+
+#[test]
+fn escape_sequences_and_garbage_do_not_come_through() {
+    let outcome = run_script("printf '\\033[2Jhello\\000\\377\\r\\n'", &PATIENT);
+    assert_eq!(outcome.output_tail, "␛[2Jhello␀\u{fffd}\n");
+}
+
+#[test]
+fn a_cancelled_child_is_ended_long_before_its_deadline() {
+    let cancel = AtomicBool::new(false);
+    let outcome = thread::scope(|scope| {
+        let running = scope.spawn(|| run(&sh("sleep 60"), &PATIENT, &cancel));
+        cancel.store(true, Ordering::Relaxed);
+        running.join().expect("the runner")
+    });
+    assert_eq!(outcome.exit, Exit::Cancelled);
+    assert!(outcome.duration < LONG / 2);
+}
+
+#[test]
+fn what_cannot_be_started_says_why() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let foreign = dir.path().join("foreign");
+    // The head of a program for another kind of processor (ELF, machine 0x5441).
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x41\x54\x01\0\0\0".to_vec();
+    elf.resize(4096, 0);
+    fs::write(&foreign, elf).expect("a file");
+    fs::set_permissions(&foreign, fs::Permissions::from_mode(0o755)).expect("its mode");
+    for program in [foreign, dir.path().join("missing"), dir.path().to_owned()] {
+        let outcome = run(&Command::new(&program), &PATIENT, &AtomicBool::new(false));
+        assert!(matches!(outcome.exit, Exit::NotStarted(ref why) if !why.is_empty()), "{program:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn an_outcome_as_json_has_plain_numbers() {
+    let outcome = Outcome { duration: Duration::from_millis(1500), ..Outcome::not_started("no such file") };
+    let json = serde_json::to_value(outcome).expect("json");
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "exit": {"exit": "not-started", "value": "no such file"},
+            "duration_ms": 1500, "output_tail": "", "output_dropped": 0
+        })
+    );
+}
