@@ -1,1 +1,31 @@
 //! The bundle format, its trust, and disk images; the tool `bascule-image`.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`format`](mod@format) | the fixed header and the framing of the signed metadata |
+//! | [`manifest`] | what the signed manifest says |
+//! | [`table`] | chunk tables |
+//! | [`decode`] | one chunk's output, proven |
+//! | [`read`] | a bundle read forwards in bounded memory |
+//! | [`trust`] | The Update Framework, pinned root, store of accepted metadata |
+//! | [`limits`] | every bound on what comes from outside |
+//! | [`error`] | what can be wrong with a bundle, with codes and hints |
+
+pub mod decode;
+pub mod error;
+pub mod format;
+pub mod limits;
+pub mod manifest;
+pub mod read;
+mod strict_json;
+pub mod table;
+pub mod trust;
+
+pub use bascule_core::Digest;
+pub use decode::Decoder;
+pub use error::BundleError;
+pub use jiff::Timestamp;
+pub use manifest::{Manifest, Payload};
+pub use read::{BundleRead, BundleReader, ForwardOnly, Opening};
+pub use table::{Chunk, ChunkKind, ChunkTable};
+pub use trust::{Accepted, TrustError, TrustStore};

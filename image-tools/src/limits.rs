@@ -1,0 +1,44 @@
+//! Every bound on what comes from outside, in one place.
+//!
+//! The daemon's memory promise is built on these numbers: what one bundle may make a reader hold at once is
+//! [`MAX_METADATA_BYTES`] (while trust is checked), [`MAX_MANIFEST_BYTES`], [`MAX_TABLES_BYTES`] and a few chunks.
+
+/// The format this code writes and the newest it reads.
+pub const FORMAT_VERSION: u16 = 1;
+/// Most bytes of one chunk's output, and the default chunk size.
+pub const MAX_CHUNK_BYTES: u32 = 1 << 20;
+/// Fewest bytes of a chunk a writer may be asked for; a shorter last chunk is allowed.
+pub const MIN_CHUNK_BYTES: u32 = 4096;
+/// Largest zstd window a frame may ask for, in bytes. Frames are decoded in one piece, so this bounds nothing but
+/// what later decoders of the same bundles must be able to hold.
+pub const MAX_ZSTD_WINDOW_BYTES: u64 = 8 << 20;
+/// Most bytes of the whole metadata section.
+pub const MAX_METADATA_BYTES: u64 = 1 << 20;
+/// Most bytes of one `N.root.json`.
+pub const MAX_ROOT_BYTES: u64 = 64 << 10;
+/// Most root versions in one bundle.
+pub const MAX_ROOTS: usize = 64;
+/// Most bytes of `timestamp.json`.
+pub const MAX_TIMESTAMP_BYTES: u64 = 16 << 10;
+/// Most bytes of `snapshot.json`.
+pub const MAX_SNAPSHOT_BYTES: u64 = 64 << 10;
+/// Most bytes of `targets.json`.
+pub const MAX_TARGETS_BYTES: u64 = 512 << 10;
+/// Most bytes of the manifest.
+pub const MAX_MANIFEST_BYTES: u64 = 64 << 10;
+/// Deepest nesting of the manifest's JSON.
+pub const MAX_JSON_DEPTH: usize = 16;
+/// Most payloads in one bundle.
+pub const MAX_PAYLOADS: usize = 16;
+/// Most entries of a list in the manifest.
+pub const MAX_LIST: usize = 64;
+/// Most characters of a free text in the manifest.
+pub const MAX_TEXT: usize = 128;
+/// Most characters of a name.
+pub const MAX_NAME: usize = 64;
+/// Most bytes of all chunk tables together.
+pub const MAX_TABLES_BYTES: u64 = 8 << 20;
+/// Largest image of one payload: 1 TiB.
+pub const MAX_PAYLOAD_BYTES: u64 = 1 << 40;
+/// Most bytes of a `root.json` on disk, or of the store of accepted metadata.
+pub const MAX_STORE_BYTES: u64 = 4 << 20;
