@@ -1,1 +1,80 @@
 //! Everything that knows how a boot loader picks a slot group.
+//!
+//! ```text
+//!            mounted root ("/")                                 the loader's settings
+//!                  |                                                  ^        |
+//!   disk::locate: mountinfo -> sysfs -> GPT                           |        v
+//!                  |                                              one write   view
+//!                  v                                                  |        |
+//!   Layout{booted, slots} --> BootedGroup --> TargetGroup --> BootBackend (grub)
+//!                                 |                                   |
+//!                                 v                                   v
+//!             disk::open_target: the one device that     the next start picks a group:
+//!             may be written, opened exclusively         the real loader, or its simulator
+//! ```
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`grub`] | the GRUB backend: environment block, durable writes, and [`grub::simulator`] of the script we ship |
+//! | [`conformance`] | the contract of [`BootBackend`] as a suite that every backend runs against its simulator |
+//! | [`disk`] | which group is booted, which partitions are the slots, and opening the one that may be written |
+//!
+//! A backend decides nothing: `bascule-core` says what to do, and a backend does it so that it survives a power cut.
+
+pub mod conformance;
+pub mod disk;
+mod error;
+pub mod grub;
+
+use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
+pub use error::BootError;
+pub use grub::GrubBackend;
+
+/// One way of keeping a boot loader's choice of slot group.
+///
+/// The contract of every method that writes:
+/// - `Ok` means that the change survives a power cut: written, synced, read back from the device and compared.
+/// - Calling it twice is the same as calling it once.
+/// - The loader's choice changes in one atomic write, the *commit point*. A power cut before it leaves the old choice, a
+///   power cut after it the new one; at no moment may the loader start a group that is not complete.
+/// - `Err` means that the loader's choice is the old one or the new one, and that the same call may be made again.
+///
+/// Damaged settings (missing, torn, of another form) are no error of [`view`](Self::view): the loader then starts the
+/// group its fallback names. [`mark_unbootable`](Self::mark_unbootable) and [`mark_good`](Self::mark_good) rebuild them.
+///
+/// The caller holds the daemon's lock: two processes never write at once.
+pub trait BootBackend: Send + Sync {
+    /// The backend's name in the configuration, such as `grub`.
+    fn name(&self) -> &'static str;
+
+    /// Reads the settings as the loader would at its next start.
+    ///
+    /// # Errors
+    /// When the place of the settings cannot be read; not when the settings are damaged.
+    fn view(&self, booted: BootedGroup) -> Result<BootView, BootError>;
+
+    /// The loader may not start `target`; the booted group is primary. Comes before the first write to a target slot.
+    ///
+    /// # Errors
+    /// [`BootError::NoGoodGroup`] when the booted group is not good: the loader would be left with nothing to start.
+    fn mark_unbootable(&self, target: TargetGroup) -> Result<(), BootError>;
+
+    /// `target` is primary with `tries` counted starts; then the loader falls back to the booted group.
+    ///
+    /// # Errors
+    /// [`BootError::NoGoodGroup`] when the booted group is not good, [`BootError::Damaged`] when the settings are damaged.
+    fn activate(&self, target: TargetGroup, tries: Tries) -> Result<(), BootError>;
+
+    /// The booted group is good and primary; the opposite group keeps its status.
+    ///
+    /// # Errors
+    /// When a write cannot be made durable.
+    fn mark_good(&self, booted: BootedGroup) -> Result<(), BootError>;
+
+    /// The opposite group is primary and good, the booted group unbootable, both in one write.
+    ///
+    /// # Errors
+    /// [`BootError::NoGoodGroup`] when the opposite group is not good; with damaged settings, when the fallback does not
+    /// name it.
+    fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError>;
+}

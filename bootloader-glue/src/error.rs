@@ -1,0 +1,115 @@
+//! What can go wrong with a boot loader's settings.
+
+use std::io;
+use std::path::PathBuf;
+
+use bascule_core::{Disposition, Group};
+
+/// Why the boot settings could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The directory of the settings is not the loader's: the boot partition is not mounted, or another one is.
+    #[error("{} is not the boot loader's directory: it holds no {missing}", .dir.display())]
+    NotTheLoaders {
+        /// The directory.
+        dir: PathBuf,
+        /// The file that marks it.
+        missing: &'static str,
+    },
+    /// A settings file could not be read.
+    #[error("cannot read the boot settings in {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A settings file could not be written or synced.
+    #[error("cannot write the boot settings in {}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// What was read back from the device is not what was written.
+    #[error("the boot settings in {} read back differently from what was written", .path.display())]
+    ReadBack {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The settings are damaged and this act needs them whole.
+    #[error("the boot settings in {} are damaged: {damage}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        damage: String,
+    },
+    /// Other people's variables leave no room for ours.
+    #[error("the variables in {} leave no room in its first 512 bytes", .path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The change would leave the loader without a good group to start.
+    #[error("cannot {act}: group {group} is not good, and the loader would have nothing to fall back on")]
+    NoGoodGroup {
+        /// What was asked for.
+        act: &'static str,
+        /// The group that would have to be good.
+        group: Group,
+    },
+}
+
+impl BootError {
+    /// Stable code of `docs/errors.md`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            BootError::NotTheLoaders { .. } => "boot.not-the-loaders",
+            BootError::Read { .. } => "boot.read",
+            BootError::Write { .. } => "boot.write",
+            BootError::ReadBack { .. } => "boot.read-back",
+            BootError::Damaged { .. } => "boot.damaged",
+            BootError::NoRoom { .. } => "boot.no-room",
+            BootError::NoGoodGroup { .. } => "boot.no-good-group",
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            BootError::NotTheLoaders { dir, .. } => {
+                format!("mount the boot partition that holds {} (see `findmnt` and fstab)", dir.display())
+            }
+            BootError::Read { .. } => "check that the boot partition is mounted and its medium healthy".into(),
+            BootError::Write { .. } => "check that the boot partition is mounted read-write and has free space".into(),
+            BootError::ReadBack { .. } => "the medium of the boot partition loses writes: replace it".into(),
+            BootError::Damaged { .. } => "the daemon rebuilds them by itself at its next look".into(),
+            BootError::NoRoom { path } => {
+                format!("remove variables that are not ours with `grub-editenv {} unset NAME`", path.display())
+            }
+            BootError::NoGoodGroup { group, .. } => {
+                format!("make group {group} good first: `bascule commit` does when it is the booted one")
+            }
+        }
+    }
+
+    /// What is to be done about it.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            BootError::NotTheLoaders { .. }
+            | BootError::Read { .. }
+            | BootError::Write { .. }
+            | BootError::Damaged { .. } => Disposition::Retry,
+            BootError::ReadBack { .. } | BootError::NoRoom { .. } | BootError::NoGoodGroup { .. } => {
+                Disposition::Person
+            }
+        }
+    }
+}
