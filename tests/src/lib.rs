@@ -1,1 +1,13 @@
-//! Tests.
+//! Whole-system tests: QEMU machines, a web server with faults, a timeline that a person can follow.
+
+mod http;
+mod images;
+mod machine;
+mod ping;
+mod timeline;
+
+pub use http::{Fault, HttpServer, Request};
+pub use images::{DemoSystem, Images};
+pub use machine::{Boot, CommandOutput, Machine, MachineBuilder, Stopped};
+pub use ping::{PingReport, PingWatch, Pong};
+pub use timeline::Timeline;

@@ -31,6 +31,8 @@ pub(crate) struct Images {
     pub(crate) directory: PathBuf,
     /// The factory disk: v1 in group `a`, nothing in group `b`.
     pub(crate) disk: PathBuf,
+    /// The kernel of all the systems, for starts without a boot loader.
+    pub(crate) kernel: PathBuf,
     /// Root image and bundle of each version, `v1` to `v5`.
     pub(crate) systems: Vec<System>,
     /// A bundle of the newest version signed by keys that no device trusts.
@@ -68,12 +70,16 @@ pub(crate) fn ensure() -> Result<Images> {
     let tool = system::program(&target, "bascule-image")?;
     let keys = keys(&directory, &tool, "keys")?;
     let strangers = keys_of_strangers(&directory, &tool)?;
+    let kernel = cached(&directory, "vmlinuz", &base_key, |partial| {
+        std::fs::copy(base.join("boot/vmlinuz"), partial).map(drop).context("cannot copy the kernel")
+    })?;
     let inputs = Inputs::find(workspace, &target, base, tool, keys.join("root.json"))?;
     let key = Key::of((base_key, inputs.key()?, SLOT_SIZE));
 
     let systems = both_at_once(&VERSIONS, |version| make_system(&directory, &inputs, &keys, version, &key))?;
     let newest = systems.iter().find(|s| s.version == NEWEST).context("no newest version")?;
     let images = Images {
+        kernel,
         disk: disk(&directory, &inputs, &systems, &key)?,
         stranger: variant(&directory, &inputs, &strangers, newest, "stranger", "qemu-x86_64", &key)?,
         other_hardware: variant(&directory, &inputs, &keys, newest, "other-hardware", "other-board", &key)?,
@@ -95,7 +101,8 @@ impl Images {
                     "image": s.image, "bundle": s.bundle })
             })
             .collect();
-        json!({ "directory": self.directory, "disk": self.disk, "systems": systems, "stranger": self.stranger,
+        json!({ "directory": self.directory, "disk": self.disk, "kernel": self.kernel,
+            "systems": systems, "stranger": self.stranger,
             "other_hardware": self.other_hardware, "truncated": self.truncated })
     }
 }

@@ -1,0 +1,96 @@
+//! Where `cargo xtask image` put the demo's systems.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// What `cargo xtask image` made, read from its `images.json`.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// The folder of all of it: `target/bascule`.
+    pub directory: PathBuf,
+    /// The factory disk.
+    pub disk: PathBuf,
+    /// The kernel of all the systems, for starts without a boot loader.
+    pub kernel: PathBuf,
+    /// The systems in their order.
+    pub systems: Vec<DemoSystem>,
+    /// A bundle signed by keys that no device trusts.
+    pub stranger: PathBuf,
+    /// A rightly signed bundle for other hardware.
+    pub other_hardware: PathBuf,
+    /// The first part of a bundle.
+    pub truncated: PathBuf,
+}
+
+/// One system of the demo.
+#[derive(Debug, Clone)]
+pub struct DemoSystem {
+    /// Its short name: `v1`.
+    pub name: String,
+    /// Its version: `1.0.0`.
+    pub version: String,
+    /// The ext4 image of its root.
+    pub image: PathBuf,
+    /// Its signed bundle.
+    pub bundle: PathBuf,
+}
+
+impl Images {
+    /// Reads `target/bascule/images.json` of this workspace.
+    ///
+    /// # Errors
+    /// When `cargo xtask image` has not been run, or the file has another form.
+    pub fn load() -> Result<Images> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace above the tests")?;
+        let file = workspace.join("target/bascule/images.json");
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("cannot read {}: run `cargo xtask image` first", file.display()))?;
+        let json: Value = serde_json::from_str(&text).context("images.json is not JSON")?;
+        let systems = json.get("systems").and_then(Value::as_array).context("images.json names no systems")?;
+        Ok(Images {
+            directory: path(&json, "directory")?,
+            disk: path(&json, "disk")?,
+            kernel: path(&json, "kernel")?,
+            systems: systems.iter().map(DemoSystem::read).collect::<Result<_>>()?,
+            stranger: path(&json, "stranger")?,
+            other_hardware: path(&json, "other_hardware")?,
+            truncated: path(&json, "truncated")?,
+        })
+    }
+
+    /// The system of a short name such as `v2`.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn system(&self, name: &str) -> Result<&DemoSystem> {
+        self.systems.iter().find(|system| system.name == name).with_context(|| format!("no demo system {name}"))
+    }
+}
+
+impl DemoSystem {
+    fn read(json: &Value) -> Result<DemoSystem> {
+        Ok(DemoSystem {
+            name: text(json, "name")?,
+            version: text(json, "version")?,
+            image: path(json, "image")?,
+            bundle: path(json, "bundle")?,
+        })
+    }
+
+    /// The name of the bundle's file, as a web server would offer it.
+    #[must_use]
+    pub fn bundle_name(&self) -> String {
+        self.bundle.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+fn text(json: &Value, name: &str) -> Result<String> {
+    let value = json.get(name).and_then(Value::as_str);
+    value.map(str::to_owned).with_context(|| format!("images.json has no {name}: run `cargo xtask image` again"))
+}
+
+fn path(json: &Value, name: &str) -> Result<PathBuf> {
+    text(json, name).map(PathBuf::from)
+}
