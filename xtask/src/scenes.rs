@@ -1,0 +1,48 @@
+//! The commands that need images and virtual machines: they prepare, and then start a program of the crate `tests`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+
+use crate::{cargo, image, setup};
+
+/// Makes everything the virtual machines start from.
+pub(crate) fn image(arguments: &[String]) -> Result<ExitCode> {
+    ensure!(arguments.is_empty(), "`cargo xtask image` takes no arguments");
+    let images = prepare()?;
+    println!("images: {}", images.directory.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a ready device with its serial console on this terminal.
+pub(crate) fn vm(arguments: &[String]) -> Result<ExitCode> {
+    start("vm", arguments)
+}
+
+/// Shows the whole main job as a timeline.
+pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
+    start("demo", arguments)
+}
+
+/// Measures.
+pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
+    start("bench", arguments)
+}
+
+/// Installs what is needed, builds the programs and makes the images.
+///
+/// # Errors
+/// When any of these fails.
+pub(crate) fn prepare() -> Result<image::Images> {
+    setup::ensure()?;
+    cargo::build_programs()?;
+    image::ensure()
+}
+
+fn start(program: &str, arguments: &[String]) -> Result<ExitCode> {
+    prepare()?;
+    let mut command = cargo::build("run")?;
+    command.args(["--quiet", "--package", "bascule-tests", "--bin", program, "--"]).args(arguments);
+    let status = cargo::run(&mut command)?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
