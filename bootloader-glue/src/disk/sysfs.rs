@@ -1,0 +1,265 @@
+//! What the kernel says about mounts, disks and partitions.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::DiskError;
+use super::table::sysfs_bytes;
+
+/// The kernel's view of the machine, below one root folder: `/` on a device, a folder of files in a rehearsal.
+#[derive(Debug, Clone)]
+pub struct Sysfs {
+    /// The folder that holds `proc`, `sys` and `dev`.
+    pub root: PathBuf,
+}
+
+/// A partition as the kernel uses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Partition {
+    /// The kernel's name, such as `nvme0n1p3`.
+    pub(super) name: String,
+    /// Its number in the partition table.
+    pub(super) number: u32,
+    /// Major and minor number.
+    pub(super) dev: (u32, u32),
+    /// Its device node.
+    pub(super) device: PathBuf,
+    /// Its first byte on the disk.
+    pub(super) start: u64,
+    /// Its length in bytes.
+    pub(super) size: u64,
+    /// Its folder in sysfs, with all links resolved.
+    pub(super) folder: PathBuf,
+}
+
+/// A whole disk as the kernel knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WholeDisk {
+    /// The kernel's name.
+    pub(super) name: String,
+    /// Its device node.
+    pub(super) device: PathBuf,
+    /// Major and minor number.
+    pub(super) dev: (u32, u32),
+    /// Logical sector size in bytes.
+    pub(super) sector_size: u64,
+}
+
+/// One line of mountinfo, as far as we need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// Major and minor number of the file system.
+    pub(super) dev: (u32, u32),
+    /// The folder of the file system that is mounted.
+    pub(super) inner: String,
+    /// Where it is mounted.
+    pub(super) point: String,
+    /// The file system's type.
+    pub(super) kind: String,
+}
+
+impl Sysfs {
+    /// The machine we run on.
+    #[must_use]
+    pub fn system() -> Self {
+        Sysfs { root: PathBuf::from("/") }
+    }
+
+    /// Whether this is the machine itself, not a rehearsal in a folder.
+    #[must_use]
+    pub fn is_system(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    /// The partition that is mounted as `/`.
+    pub(super) fn mounted_root(&self) -> Result<Partition, DiskError> {
+        let refuse = |what: String| Err(DiskError::RootNotAPartition { what });
+        // The last line for a mount point is the one on top.
+        let Some(mount) = self.mounts()?.into_iter().rfind(|mount| mount.point == "/") else {
+            return refuse("not mounted".into());
+        };
+        let (major, minor) = mount.dev;
+        if major == 0 {
+            return refuse(format!("of type {}, which has no device of its own", mount.kind));
+        }
+        if mount.inner != "/" {
+            return refuse(format!("the folder {} of a file system", mount.inner));
+        }
+        let folder = self.resolve(&format!("sys/dev/block/{major}:{minor}"))?;
+        for (mark, what) in [("dm", "a device mapper volume"), ("md", "a software RAID")] {
+            if folder.join(mark).is_dir() {
+                return refuse(format!("{what} ({})", name_of(&folder)));
+            }
+        }
+        if !folder.join("partition").exists() {
+            return refuse(format!("the whole device {}", name_of(&folder)));
+        }
+        self.partition(folder)
+    }
+
+    /// The disk a partition is on.
+    pub(super) fn disk_of(&self, partition: &Partition) -> Result<WholeDisk, DiskError> {
+        let parent = partition.folder.parent().unwrap_or(&partition.folder);
+        self.whole_disk(parent)
+    }
+
+    /// All partitions of a disk that the kernel uses, by number.
+    pub(super) fn partitions(&self, disk: &str) -> Result<Vec<Partition>, DiskError> {
+        let folder = self.resolve(&format!("sys/block/{disk}"))?;
+        let mut partitions = Vec::new();
+        for entry in list(&folder)? {
+            if entry.join("partition").is_file() {
+                partitions.push(self.partition(entry)?);
+            }
+        }
+        partitions.sort_by_key(|partition| partition.number);
+        Ok(partitions)
+    }
+
+    /// Name, device node and sector size of every disk with a medium but this one.
+    pub(super) fn other_disks(&self, disk: &str) -> Result<Vec<(String, PathBuf, u64)>, DiskError> {
+        let mut others = Vec::new();
+        for entry in list(&self.path("sys/block"))? {
+            let name = name_of(&entry);
+            // Optical and floppy drives hold no root of ours, and opening one can take seconds.
+            let drive = ["sr", "fd"].iter().any(|kind| {
+                name.strip_prefix(kind).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+            });
+            if name == disk || drive {
+                continue;
+            }
+            let folder = self.resolve(&format!("sys/block/{name}"))?;
+            if number(&folder.join("size")).unwrap_or(0) == 0 {
+                continue;
+            }
+            // A disk that is being removed at this moment has no complete entry any more.
+            if let Ok(whole) = self.whole_disk(&folder) {
+                others.push((whole.name, whole.device, whole.sector_size));
+            }
+        }
+        Ok(others)
+    }
+
+    /// Every mount of this process.
+    pub(super) fn mounts(&self) -> Result<Vec<Mount>, DiskError> {
+        let path = self.path("proc/self/mountinfo");
+        let text = read(&path)?;
+        let wrong = |line: &str| DiskError::Form { path: path.clone(), text: line.chars().take(120).collect() };
+        text.lines().map(|line| mount(line).ok_or_else(|| wrong(line))).collect()
+    }
+
+    /// Start and size in bytes, as sysfs has them now.
+    pub(super) fn extent(&self, dev: (u32, u32)) -> Result<(u64, u64), DiskError> {
+        let folder = self.resolve(&format!("sys/dev/block/{}:{}", dev.0, dev.1))?;
+        let partition = self.partition(folder)?;
+        Ok((partition.start, partition.size))
+    }
+
+    /// Names of what is stacked on a device: device mapper volumes, RAIDs, loop devices.
+    pub(super) fn holders(&self, dev: (u32, u32)) -> Vec<String> {
+        let holders = self.path(&format!("sys/dev/block/{}:{}/holders", dev.0, dev.1));
+        let mut names: Vec<String> = list(&holders).unwrap_or_default().iter().map(|holder| name_of(holder)).collect();
+        names.sort();
+        names
+    }
+
+    /// A path of the machine, below our root folder.
+    pub(super) fn path(&self, below: &str) -> PathBuf {
+        self.root.join(below)
+    }
+
+    fn partition(&self, folder: PathBuf) -> Result<Partition, DiskError> {
+        let small = |file: &str| {
+            let value = number(&folder.join(file))?;
+            u32::try_from(value).map_err(|_| form(&folder.join(file), &value.to_string()))
+        };
+        let bytes = |file: &str| {
+            let value = number(&folder.join(file))?;
+            sysfs_bytes(value).ok_or_else(|| form(&folder.join(file), &value.to_string()))
+        };
+        Ok(Partition {
+            name: name_of(&folder),
+            number: small("partition")?,
+            dev: dev(&folder)?,
+            device: self.node(&folder),
+            start: bytes("start")?,
+            size: bytes("size")?,
+            folder,
+        })
+    }
+
+    fn whole_disk(&self, folder: &Path) -> Result<WholeDisk, DiskError> {
+        Ok(WholeDisk {
+            name: name_of(folder),
+            device: self.node(folder),
+            dev: dev(folder)?,
+            sector_size: number(&folder.join("queue/logical_block_size"))?,
+        })
+    }
+
+    /// The device node: the kernel names it in `uevent`; in a folder's name `/` is written as `!`.
+    fn node(&self, folder: &Path) -> PathBuf {
+        let uevent = fs::read_to_string(folder.join("uevent")).unwrap_or_default();
+        let named = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(str::to_owned);
+        self.path("dev").join(named.unwrap_or_else(|| name_of(folder).replace('!', "/")))
+    }
+
+    fn resolve(&self, below: &str) -> Result<PathBuf, DiskError> {
+        let path = self.path(below);
+        fs::canonicalize(&path).map_err(|source| DiskError::Read { path, source })
+    }
+}
+
+/// Reads `36 35 98:0 /inner /point rw,noatime master:1 - ext4 /dev/root rw`. The source field is not used: it is a name.
+fn mount(line: &str) -> Option<Mount> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut fields = before.split(' ').skip(2);
+    let dev = fields.next().and_then(pair)?;
+    let (inner, point) = (fields.next().map(unescape)?, fields.next().map(unescape)?);
+    let kind = after.split(' ').next()?.to_owned();
+    Some(Mount { dev, inner, point, kind })
+}
+
+/// Blank, tab, line end and backslash stand as `\` and three octal digits.
+fn unescape(field: &str) -> String {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes.iter().fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+}
+
+fn pair(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn dev(folder: &Path) -> Result<(u32, u32), DiskError> {
+    let path = folder.join("dev");
+    let text = read(&path)?;
+    pair(&text).ok_or_else(|| form(&path, &text))
+}
+
+fn number(path: &Path) -> Result<u64, DiskError> {
+    let text = read(path)?;
+    text.trim().parse().map_err(|_| form(path, &text))
+}
+
+fn form(path: &Path, text: &str) -> DiskError {
+    DiskError::Form { path: path.to_owned(), text: text.chars().take(120).collect() }
+}
+
+fn read(path: &Path) -> Result<String, DiskError> {
+    fs::read_to_string(path).map_err(|source| DiskError::Read { path: path.to_owned(), source })
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>, DiskError> {
+    let failed = |source| DiskError::Read { path: folder.to_owned(), source };
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        entries.push(entry.map_err(failed)?.path());
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+fn name_of(folder: &Path) -> String {
+    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
