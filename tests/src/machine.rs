@@ -328,7 +328,7 @@ impl Machine {
             match running.commands.wait_ready(patience) {
                 Ok(()) => return Ok(starts),
                 // It stopped before it was ready: a failed start, and the loader has its next turn.
-                Err(_) if running.qemu.try_wait()?.is_some() => {}
+                Err(_) if running.commands.serial.has_ended() => {}
                 Err(error) => return Err(error.context(last_lines(&running.console.all(), 30))),
             }
         }

@@ -78,6 +78,11 @@ impl Serial {
         }
     }
 
+    /// Whether the machine has closed the port, as it does when it stops.
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.shared.text).ended
+    }
+
     /// Everything printed so far.
     pub(super) fn all(&self) -> String {
         String::from_utf8_lossy(&lock(&self.shared.text).bytes).into_owned()

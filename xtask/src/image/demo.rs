@@ -42,7 +42,7 @@ const PLAIN: u32 = 0o644;
 const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
-const FILES: [(&str, u32, &str); 17] = [
+const FILES: [(&str, u32, &str); 18] = [
     ("etc/fstab", PLAIN, include_str!("files/fstab")),
     ("etc/hostname", PLAIN, "bascule-demo\n"),
     ("etc/hosts", PLAIN, "127.0.0.1 localhost bascule-demo\n"),
@@ -60,6 +60,7 @@ const FILES: [(&str, u32, &str); 17] = [
     ("usr/lib/demo/ping", PROGRAM, include_str!("files/ping")),
     ("usr/lib/demo/pong", PROGRAM, include_str!("files/pong")),
     ("usr/lib/demo/command-server", PROGRAM, include_str!("files/command-server")),
+    ("etc/inputrc", PLAIN, include_str!("files/inputrc")),
     ("root/.profile", PLAIN, "PS1='demo# '\n"),
 ];
 

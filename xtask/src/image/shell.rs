@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail};
 /// Whether this process may own files as any user.
 pub(super) fn is_root() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|ids| ids.split_whitespace().nth(1))
-        == Some("0")
+    status.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|ids| ids.split_whitespace().nth(1)) == Some("0")
 }
 
 /// A command that handles trees whose files belong to several users.
@@ -51,6 +50,7 @@ pub(super) fn output(command: &mut Command) -> Result<String> {
 
 fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).display().to_string();
-    let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy().chars().take(80).collect::<String>()).collect();
+    let arguments: Vec<_> =
+        command.get_args().map(|a| a.to_string_lossy().chars().take(80).collect::<String>()).collect();
     format!("{program} {}", arguments.join(" "))
 }

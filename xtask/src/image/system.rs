@@ -11,8 +11,7 @@ use super::demo::{self, Behaviour, VERSIONS, Version};
 use super::shell;
 
 /// Where release builds end up, in the order of preference: static ones run on any guest.
-const RELEASE_FOLDERS: [&str; 3] =
-    ["x86_64-unknown-linux-musl/release", "x86_64-unknown-linux-gnu/release", "release"];
+const RELEASE_FOLDERS: [&str; 3] = ["x86_64-unknown-linux-musl/release", "x86_64-unknown-linux-gnu/release", "release"];
 
 /// Everything a system is made of beside its version.
 pub(super) struct Inputs {
@@ -60,14 +59,8 @@ impl Inputs {
 
     /// Changes whenever any of the inputs but the base tree does.
     pub(super) fn key(&self) -> Result<Key> {
-        let files = [
-            &self.tool,
-            &self.daemon,
-            &self.command_line,
-            &self.packaging,
-            &self.loader_files,
-            &self.trust_root,
-        ];
+        let files =
+            [&self.tool, &self.daemon, &self.command_line, &self.packaging, &self.loader_files, &self.trust_root];
         let keys = files.into_iter().map(|path| Key::of_path(path)).collect::<Result<Vec<_>>>()?;
         Ok(Key::of((keys, COPY, REMOVE_INIT, self.overlays_key()?)))
     }
