@@ -8,18 +8,25 @@
 //! | [`decode`] | one chunk's output, proven |
 //! | [`read`] | a bundle read forwards in bounded memory |
 //! | [`trust`] | The Update Framework, pinned root, store of accepted metadata |
+//! | [`keys`] | signing keys on the developer's host |
+//! | [`release`] | `release.toml`: what a root says it is |
+//! | [`write`](mod@write) | makes bundles |
 //! | [`limits`] | every bound on what comes from outside |
 //! | [`error`] | what can be wrong with a bundle, with codes and hints |
 
+mod blocking;
 pub mod decode;
 pub mod error;
 pub mod format;
+pub mod keys;
 pub mod limits;
 pub mod manifest;
 pub mod read;
+pub mod release;
 mod strict_json;
 pub mod table;
 pub mod trust;
+pub mod write;
 
 pub use bascule_core::Digest;
 pub use decode::Decoder;

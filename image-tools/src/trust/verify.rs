@@ -12,6 +12,7 @@ use url::Url;
 use super::error::TrustError;
 use super::store::{Accepted, Known, Stored, TrustStore};
 use super::transport::InMemory;
+use crate::blocking;
 use crate::format::Metadata;
 use crate::limits::{MAX_ROOT_BYTES, MAX_ROOTS, MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES};
 use crate::manifest::sha256;
@@ -58,27 +59,23 @@ impl TrustStore {
         datastore: &Path,
     ) -> Result<(Repository, String), TrustError> {
         let transport = InMemory::new(metadata, manifest);
-        let run = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(internal)?;
-            runtime.block_on(async {
-                let repository = RepositoryLoader::new(&known.root, url("metadata")?, url("targets")?)
-                    .transport(transport)
-                    .limits(LIMITS)
-                    .datastore(datastore)
-                    .expiration_enforcement(ExpirationEnforcement::Unsafe)
-                    .load()
-                    .await
-                    .map_err(|error| self.told_apart(error))?;
-                let digest = sha256(manifest);
-                let target = listed(&repository, &digest).ok_or(TrustError::NotListed(digest))?;
-                let stream = repository.read_target(&target).await.map_err(|error| self.told_apart(error))?;
-                let stream = stream.ok_or(TrustError::NotListed(digest))?;
-                stream.into_vec().await.map_err(|error| TrustError::MetadataInvalid { source: error.into() })?;
-                Ok((repository, target.raw().to_owned()))
-            })
-        };
-        std::thread::scope(|scope| scope.spawn(run).join())
-            .unwrap_or_else(|_| Err(internal(std::io::Error::other("the check ended unexpectedly"))))
+        let checked = blocking::run(|| async {
+            let repository = RepositoryLoader::new(&known.root, url("metadata")?, url("targets")?)
+                .transport(transport)
+                .limits(LIMITS)
+                .datastore(datastore)
+                .expiration_enforcement(ExpirationEnforcement::Unsafe)
+                .load()
+                .await
+                .map_err(|error| self.told_apart(error))?;
+            let digest = sha256(manifest);
+            let target = listed(&repository, &digest).ok_or(TrustError::NotListed(digest))?;
+            let stream = repository.read_target(&target).await.map_err(|error| self.told_apart(error))?;
+            let stream = stream.ok_or(TrustError::NotListed(digest))?;
+            stream.into_vec().await.map_err(|error| TrustError::MetadataInvalid { source: error.into() })?;
+            Ok((repository, target.raw().to_owned()))
+        });
+        checked.map_err(internal)?
     }
 
     fn told_apart(&self, error: ToughError) -> TrustError {

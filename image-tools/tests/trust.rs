@@ -1,0 +1,177 @@
+//! Whom a device trusts, since when, until when, and what it remembers.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
+
+mod common;
+
+use bascule_image::keys::KeyDir;
+use bascule_image::{Timestamp, TrustStore};
+use common::{House, code, exists, image, now, years};
+use tough::schema::RoleType;
+
+fn accept(house: &House, bundle: &[u8]) {
+    house.open(bundle).unwrap().accepted().persist().unwrap();
+}
+
+#[test]
+fn a_stranger_is_refused_and_nothing_is_remembered() {
+    let (house, stranger) = (House::new(), House::new());
+    assert_eq!(code(house.open(&stranger.bundle(1, &[&image(1)]))), "trust.wrong-signature");
+    stranger.keys.rotate(RoleType::Timestamp, years(5)).unwrap();
+    assert_eq!(code(house.open(&stranger.bundle(2, &[&image(1)]))), "trust.root-chain");
+    assert!(!exists(&house.path("accepted.json")));
+}
+
+#[test]
+fn a_device_without_a_pinned_root_refuses_everything() {
+    let house = House::new();
+    let bundle = house.bundle(1, &[&image(1)]);
+    std::fs::remove_file(house.path("pinned.json")).unwrap();
+    assert_eq!(code(house.open(&bundle)), "trust.no-root");
+    std::fs::write(house.path("pinned.json"), "{}").unwrap();
+    assert_eq!(code(house.open(&bundle)), "trust.root-damaged");
+}
+
+#[test]
+fn an_unsigned_manifest_of_a_signed_bundle_is_refused() {
+    let house = House::new();
+    let bundle = house.bundle(1, &[&image(1)]);
+    let text = b"\"order\": 1";
+    let place = bundle.windows(text.len()).rposition(|window| window == text).unwrap();
+    let mut raised = bundle;
+    raised[place + text.len() - 1] = b'9';
+    assert_eq!(code(house.open(&raised)), "trust.not-listed");
+}
+
+#[test]
+fn expiry_is_judged_by_the_later_of_the_given_clock_and_the_last_signed_time() {
+    let house = House::new();
+    let bundle = house.bundle_at(1, &[&image(1)], now(), years(2));
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    assert_eq!(code(house.open_at(&bundle, at("1970-01-01T00:00:00Z"))), "taken");
+    assert_eq!(code(house.open_at(&bundle, at("2038-01-20T00:00:00Z"))), "trust.expired");
+    assert_eq!(code(house.open_at(&bundle, at("2106-02-08T00:00:00Z"))), "trust.expired");
+    assert_eq!(code(house.open(&bundle)), "taken", "a clock that was once in the future locks nobody out");
+    let short = house.bundle_at(2, &[&image(1)], now(), years(1));
+    let later = house.bundle_at(3, &[&image(1)], years(1), years(3));
+    assert_eq!(code(house.open_at(&short, at("1970-01-01T00:00:00Z"))), "taken");
+    accept(&house, &later);
+    assert_eq!(house.trust.floor().unwrap(), Some(years(1)));
+    let bad_clock = house.bundle_at(4, &[&image(1)], now(), years(1));
+    let refused = house.open_at(&bad_clock, at("1970-01-01T00:00:00Z"));
+    assert!(["trust.expired", "trust.older-metadata", "taken"].contains(&code(refused)));
+    let ends_before_floor = Timestamp::from_second(years(1).as_second() - 10).unwrap();
+    let expired = house.bundle_at(5, &[&image(1)], now(), ends_before_floor);
+    assert_eq!(code(house.open_at(&expired, at("1970-01-01T00:00:00Z"))), "trust.expired");
+}
+
+#[test]
+fn nothing_is_remembered_before_persist_and_older_metadata_is_refused_after_it() {
+    let house = House::new();
+    let (older, newer) = (house.bundle(1, &[&image(1)]), house.bundle(2, &[&image(2)]));
+    assert_eq!(code(house.open(&newer)), "taken");
+    assert_eq!(code(house.open(&older)), "taken");
+    accept(&house, &newer);
+    assert_eq!(code(house.open(&older)), "trust.older-metadata");
+    assert_eq!(code(house.open(&newer)), "taken", "the same bundle again is no rollback");
+    let expired = house.bundle_at(3, &[&image(2)], now(), now());
+    let before = std::fs::read(house.path("accepted.json")).unwrap();
+    assert_eq!(code(house.open_at(&expired, years(1))), "trust.expired");
+    assert_eq!(std::fs::read(house.path("accepted.json")).unwrap(), before);
+    assert_eq!(code(house.open(&newer)), "taken");
+}
+
+#[test]
+fn a_damaged_store_is_told_and_not_taken_for_an_empty_one() {
+    let house = House::new();
+    let bundle = house.bundle(1, &[&image(1)]);
+    accept(&house, &bundle);
+    let whole = std::fs::read(house.path("accepted.json")).unwrap();
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(house.path("accepted.json"), &whole[..cut]).unwrap();
+        assert_eq!(code(house.open(&bundle)), "trust.store-damaged");
+    }
+    std::fs::remove_file(house.path("accepted.json")).unwrap();
+    assert_eq!(code(house.open(&bundle)), "taken");
+}
+
+#[test]
+fn keys_can_be_rotated_and_revoked_ones_stay_revoked() {
+    let house = House::new();
+    let before = house.bundle(1, &[&image(1)]);
+    let thief = KeyDir::open(house.path("stolen"));
+    copy_tree(&house.path("keys"), &house.path("stolen"));
+    for role in [RoleType::Targets, RoleType::Root, RoleType::Timestamp] {
+        house.keys.rotate(role, years(9)).unwrap();
+    }
+    let after = house.bundle(2, &[&image(2)]);
+    assert_eq!(house.read(&after).unwrap(), [image(2)], "a device that pins root 1 follows the chain to root 4");
+    assert_eq!(code(house.open(&before)), "taken", "until then it cannot know");
+    accept(&house, &after);
+    assert_eq!(code(house.open(&before)), "trust.wrong-signature");
+    let house = House { keys: thief, ..house };
+    let stolen = house.bundle(3, &[&image(3)]);
+    assert_eq!(code(house.open(&stolen)), "trust.wrong-signature");
+}
+
+#[test]
+fn a_root_that_skips_a_version_or_lacks_the_old_keys_is_refused() {
+    let (house, stranger) = (House::new(), House::new());
+    house.keys.rotate(RoleType::Targets, years(9)).unwrap();
+    house.keys.rotate(RoleType::Targets, years(9)).unwrap();
+    std::fs::copy(house.path("keys/3.root.json"), house.path("keys/2.root.json")).unwrap();
+    assert_eq!(code(house.open(&house.bundle(1, &[&image(1)]))), "trust.root-chain");
+    stranger.keys.rotate(RoleType::Root, years(9)).unwrap();
+    std::fs::copy(stranger.path("keys/2.root.json"), house.path("keys/2.root.json")).unwrap();
+    assert_eq!(code(house.open(&house.bundle(2, &[&image(1)]))), "trust.root-chain");
+}
+
+#[test]
+fn a_threshold_of_two_needs_both_keys() {
+    let house = House::with_threshold(2);
+    assert_eq!(code(house.open(&house.bundle(1, &[&image(1)]))), "taken");
+    std::fs::remove_file(house.path("keys/private/targets-1-2.pk8")).unwrap();
+    let spec = house.spec(2, &[&image(1)]);
+    let output = house.path("unsigned");
+    assert!(bascule_image::write::create_bundle(&spec, &house.keys, &output, &mut |_| ()).is_err());
+    assert!(!exists(&output), "no bundle is left behind");
+}
+
+#[test]
+fn two_bundles_of_one_second_have_an_order() {
+    let house = House::new();
+    let first = house.bundle(1, &[&image(1)]);
+    let second = house.bundle(2, &[&image(1)]);
+    accept(&house, &second);
+    assert_eq!(code(house.open(&first)), "trust.older-metadata");
+}
+
+#[test]
+fn a_check_works_inside_an_async_runtime() {
+    let house = House::new();
+    let bundle = house.bundle(1, &[&image(1)]);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(runtime.block_on(async { code(house.open(&bundle)) }), "taken");
+}
+
+#[test]
+fn a_check_without_room_for_scratch_files_is_told() {
+    let house = House::new();
+    let bundle = house.bundle(1, &[&image(1)]);
+    let trust = TrustStore::new(house.path("pinned.json"), house.path("accepted.json")).scratch("/nonexistent");
+    let opened = bascule_image::BundleReader::open(common::stream(&bundle), &trust, now());
+    assert_eq!(code(opened), "trust.store-failed");
+}
+
+fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let place = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &place);
+        } else {
+            std::fs::copy(entry.path(), place).unwrap();
+        }
+    }
+}
