@@ -6,5 +6,8 @@
 //!                                          +---- Snapshot ----+--> state (record), prepare (slots), bascule-boot (loader)
 //! ```
 
+pub mod config;
+pub mod logging;
+pub mod status;
 pub mod paths;
 pub mod shared;

@@ -12,6 +12,13 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// Default of `boot.directory`: the loader's settings on the boot partition.
+    pub const BOOT_DIRECTORY: &'static str = "/boot/efi/bascule";
+    /// Default of `state.directory`, on the data partition that both groups share.
+    pub const STATE_DIRECTORY: &'static str = "/data/bascule";
+    /// Default of `trust.root`.
+    pub const TRUST_ROOT: &'static str = "/etc/bascule/root.json";
+
     /// Paths below `root`.
     #[must_use]
     pub fn under(root: impl Into<PathBuf>) -> Self {

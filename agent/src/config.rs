@@ -1,0 +1,271 @@
+//! The configuration: `config.toml`, then its drop-ins in the order of their names; tables merge, values replace.
+//!
+//! [`Config::load`] reads everything it can and lists every fault it finds, each with file, line, column and a hint.
+//! A key that nobody knows is a fault: a misspelt safety setting must not fall back to its default silently.
+//! `docs/configuration.md` has every key.
+
+mod nearest;
+mod quantity;
+mod read;
+mod reader;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bascule_core::{Disposition, ErrorReport, Phase, Tries};
+use serde::{Deserialize, Serialize};
+
+use crate::paths::Paths;
+
+/// How this device is updated. Paths are as they were written: give them to [`Paths::resolve`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// What this device is.
+    pub device: DeviceConfig,
+    /// The boot loader's settings.
+    pub boot: BootConfig,
+    /// The slots of each role; `root` is among them.
+    pub slots: BTreeMap<String, SlotPair>,
+    /// The durable record.
+    pub state: StateConfig,
+    /// Whom to believe.
+    pub trust: TrustConfig,
+    /// Writing the target slots.
+    pub prepare: PrepareConfig,
+    /// Switching and rebooting.
+    pub activate: ActivateConfig,
+    /// Probation.
+    pub health: HealthConfig,
+    /// Integrators' programs.
+    pub hooks: HooksConfig,
+    /// The local API.
+    pub api: ApiConfig,
+    /// The daemon's log.
+    pub log: LogConfig,
+}
+
+/// `[device]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DeviceConfig {
+    /// Names of this hardware; `None` leaves it to what the booted root says.
+    pub compatible: Option<Vec<String>>,
+}
+
+/// `[boot]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BootConfig {
+    /// Which loader starts this device.
+    pub backend: Backend,
+    /// The folder with the loader's settings.
+    pub directory: PathBuf,
+    /// Starts the loader grants a new system before it falls back.
+    pub tries: Tries,
+}
+
+/// A boot loader that this agent knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// GRUB, through its environment block.
+    Grub,
+}
+
+/// `[slots.ROLE]`: selectors of the two slots of one role, such as `partlabel:root-a`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SlotPair {
+    /// The slot in group `a`.
+    pub a: String,
+    /// The slot in group `b`.
+    pub b: String,
+}
+
+/// `[state]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StateConfig {
+    /// The folder with the record; on a file system that both groups share.
+    pub directory: PathBuf,
+}
+
+/// `[trust]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TrustConfig {
+    /// The pinned trust root.
+    pub root: PathBuf,
+}
+
+/// `[prepare]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PrepareConfig {
+    /// systemd units that are stopped while a bundle is written.
+    pub stop_units: Vec<String>,
+    /// How often a preparation is attempted before it is given up.
+    pub max_attempts: u32,
+    /// Wait before the second attempt; it doubles with each one up to [`RETRY_WAIT_LIMIT`].
+    #[serde(serialize_with = "quantity::as_text")]
+    pub retry_wait: Duration,
+    /// How long the source may send nothing.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub stall_timeout: Duration,
+}
+
+/// The longest wait between two attempts at a preparation.
+pub const RETRY_WAIT_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// `[activate]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ActivateConfig {
+    /// From the armed loader to the reboot, so that callers hear of it.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub reboot_delay: Duration,
+}
+
+/// `[health]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HealthConfig {
+    /// From the start of the system to the first round of checks.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub settle: Duration,
+    /// From one round to the next.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub interval: Duration,
+    /// When a system that did not pass is rolled back.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub deadline: Duration,
+    /// Rounds in a row that must pass.
+    pub passes: u32,
+    /// How long one check may take.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub check_timeout: Duration,
+    /// systemd units that must be active.
+    pub units: Vec<String>,
+}
+
+/// `[hooks]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HooksConfig {
+    /// How long one hook may take.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub timeout: Duration,
+}
+
+/// `[api]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ApiConfig {
+    /// The group whose members may read; root alone where it does not exist.
+    pub group: String,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LogConfig {
+    /// The least severe events that are logged.
+    pub level: LogLevel,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// And what is odd.
+    Warn,
+    /// And what happened.
+    #[default]
+    Info,
+    /// And how.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+impl Config {
+    /// Reads and checks the whole configuration.
+    ///
+    /// # Errors
+    /// Every fault found, not only the first.
+    pub fn load(paths: &Paths) -> Result<Config, ConfigError> {
+        let (table, files, faults) = tree::load(paths);
+        read::config(&table, &files, faults).map_err(|faults| ConfigError { faults })
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Stable code of `docs/errors.md`, `config.*`.
+    pub code: String,
+    /// The file.
+    pub file: PathBuf,
+    /// Line and column, both counted from 1; `None` where something is missing.
+    pub position: Option<Position>,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// What a person can do about it.
+    pub hint: String,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Counted from 1.
+    pub line: usize,
+    /// Counted from 1, in characters.
+    pub column: usize,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(Position { line, column }) = self.position {
+            write!(f, ":{line}:{column}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration cannot be used: {} in it", counted(.faults.len()))]
+pub struct ConfigError {
+    /// Everything that is wrong, in the order of files and lines.
+    pub faults: Vec<Fault>,
+}
+
+fn counted(faults: usize) -> String {
+    if faults == 1 { "1 fault".into() } else { format!("{faults} faults") }
+}
+
+impl ConfigError {
+    /// Stable code of `docs/errors.md`: that of the first fault.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        self.faults.first().map_or("config.unreadable", |fault| &fault.code)
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self.faults.as_slice() {
+            [only] => only.hint.clone(),
+            _ => "`bascule config check` explains every fault".into(),
+        }
+    }
+
+    /// A person has to correct the file.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        Disposition::Person
+    }
+
+    /// The error as people and fleets see it; its causes are the faults.
+    #[must_use]
+    pub fn report(&self) -> ErrorReport {
+        let mut report = ErrorReport::new(self.code(), Phase::Daemon, self, self.hint(), self.disposition());
+        report.cause = self.faults.iter().map(Fault::to_string).collect();
+        report
+    }
+}

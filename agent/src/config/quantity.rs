@@ -1,0 +1,49 @@
+//! Durations as they are written: `500ms`, `90s`, `15min`, `2h`.
+
+use std::time::Duration;
+
+use serde::Serializer;
+
+const UNITS: [(&str, u64); 4] = [("ms", 1), ("min", 60_000), ("s", 1000), ("h", 3_600_000)];
+
+/// Reads a duration: a whole number and its unit.
+pub(super) fn duration(text: &str) -> Option<Duration> {
+    let (number, factor) = UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))?;
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    number.parse::<u64>().ok()?.checked_mul(*factor).map(Duration::from_millis)
+}
+
+/// Writes a duration in the largest unit that keeps it whole.
+pub(super) fn text(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let [ms, min, s, h] = UNITS.map(|(unit, factor)| (unit, u128::from(factor)));
+    let fits = |(_, factor): &(&str, u128)| millis != 0 && millis % factor == 0;
+    let (unit, factor) = [h, min, s].into_iter().find(fits).unwrap_or(if millis == 0 { s } else { ms });
+    format!("{}{unit}", millis / factor)
+}
+
+pub(super) fn as_text<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&text(*duration))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_reads_back_as_it_is_printed() {
+        for written in ["0s", "1ms", "500ms", "90s", "15min", "2h"] {
+            assert_eq!(duration(written).map(text).as_deref(), Some(written));
+        }
+        assert_eq!(duration("60s").map(text).as_deref(), Some("1min"));
+    }
+
+    #[test]
+    fn a_number_without_a_unit_a_sign_or_a_space_is_no_duration() {
+        for wrong in ["", "s", "60", "-1s", "+1s", "1 s", "1.5h", "1m", "99999999999999999999h", "18446744073709551615h"] {
+            assert_eq!(duration(wrong), None, "{wrong} was taken");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The schema: every section and key with its default and bounds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bascule_core::Tries;
+
+use super::reader::{Reader, Section};
+use super::tree::{Files, Table};
+use super::{
+    ActivateConfig, ApiConfig, Backend, BootConfig, Config, DeviceConfig, Fault, HealthConfig, HooksConfig, LogConfig,
+    LogLevel, PrepareConfig, RETRY_WAIT_LIMIT, SlotPair, StateConfig, TrustConfig, quantity,
+};
+use crate::paths::Paths;
+
+/// Every section with its keys; those of `slots` are roles.
+const SECTIONS: [(&str, &[&str]); 11] = [
+    ("device", &["compatible"]),
+    ("boot", &["backend", "directory", "tries"]),
+    ("slots", &[]),
+    ("state", &["directory"]),
+    ("trust", &["root"]),
+    ("prepare", &["stop_units", "max_attempts", "retry_wait", "stall_timeout"]),
+    ("activate", &["reboot_delay"]),
+    ("health", &["settle", "interval", "deadline", "passes", "check_timeout", "units"]),
+    ("hooks", &["timeout"]),
+    ("api", &["group"]),
+    ("log", &["level"]),
+];
+
+const ROLE_SHAPE: &str = "a role is lower-case letters, digits, `.`, `_` and `-`, at most 64";
+const UNIT_SHAPE: &str = "write whole unit names, such as \"nginx.service\"";
+const NAME_SHAPE: &str = "write a name without spaces, at most 64 characters";
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Makes the configuration of the merged tree, or lists every fault.
+pub(super) fn config(table: &Table, files: &Files, faults: Vec<Fault>) -> Result<Config, Vec<Fault>> {
+    let mut reader = Reader::new(files, faults);
+    let top = reader.top(table, &SECTIONS);
+    let mut section = |name: &str| -> Section<'_> { reader.section(&top, &SECTIONS, name) };
+    let [device_section, boot_section] = [section("device"), section("boot")];
+    let [state_section, trust_section, prepare_section] = [section("state"), section("trust"), section("prepare")];
+    let [activate_section, health_section, hooks_section] = [section("activate"), section("health"), section("hooks")];
+    let [api_section, log_section] = [section("api"), section("log")];
+    let slots_section = reader.table(&top, "slots");
+    let config = Config {
+        device: device(&mut reader, &device_section),
+        boot: boot(&mut reader, &boot_section),
+        slots: slots(&mut reader, &slots_section),
+        state: StateConfig {
+            directory: reader.path(&state_section, "directory").unwrap_or(Paths::STATE_DIRECTORY.into()),
+        },
+        trust: TrustConfig { root: reader.path(&trust_section, "root").unwrap_or(Paths::TRUST_ROOT.into()) },
+        prepare: prepare(&mut reader, &prepare_section),
+        activate: activate(&mut reader, &activate_section),
+        health: health(&mut reader, &health_section),
+        hooks: hooks(&mut reader, &hooks_section),
+        api: api(&mut reader, &api_section),
+        log: LogConfig { level: log_level(&mut reader, &log_section) },
+    };
+    if reader.faults.is_empty() { Ok(config) } else { Err(reader.faults) }
+}
+
+fn device(reader: &mut Reader<'_>, section: &Section<'_>) -> DeviceConfig {
+    let is_name = |text: &str| !text.is_empty() && text.len() <= 64 && !text.contains(char::is_whitespace);
+    let compatible = reader.list(section, "compatible", is_name, NAME_SHAPE);
+    if let (Some([]), Some(entry)) = (compatible.as_deref(), section.entry("compatible")) {
+        let hint = "name the hardware, or leave the key out to take it from the booted system";
+        reader.fault("config.bad-value", entry.at, "device.compatible is empty: no bundle would fit", hint);
+    }
+    DeviceConfig { compatible }
+}
+
+fn boot(reader: &mut Reader<'_>, section: &Section<'_>) -> BootConfig {
+    let tries = reader.integer(section, "tries", 1, u32::from(Tries::MAX));
+    BootConfig {
+        backend: reader.word(section, "backend", &[("grub", Backend::Grub)]).unwrap_or(Backend::Grub),
+        directory: reader.path(section, "directory").unwrap_or(Paths::BOOT_DIRECTORY.into()),
+        tries: tries.and_then(|n| Tries::new(u8::try_from(n).ok()?).ok()).unwrap_or(Tries::DEFAULT),
+    }
+}
+
+fn slots(reader: &mut Reader<'_>, section: &Section<'_>) -> BTreeMap<String, SlotPair> {
+    let mut pairs = BTreeMap::new();
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    if section.entry("root").is_none() {
+        reader.missing("[slots.root]", "name both root partitions: `a = \"partlabel:root-a\"`, `b = \"partlabel:root-b\"`");
+    }
+    for (role, entry) in section.entries() {
+        if !is_role(role) {
+            reader.fault("config.bad-value", entry.key, format!("{role:?} is no slot role"), ROLE_SHAPE);
+        }
+        let slot = reader.table(section, role);
+        reader.refuse_unknown(&slot, &["a", "b"], &[]);
+        let mut selector = |group: &str| {
+            if slot.entry(group).is_none() {
+                reader.missing(&format!("slots.{role}.{group}"), "each role has one slot in each group");
+            }
+            let (text, place) = reader.text(&slot, group)?;
+            if let Some(other) = seen.insert(text.to_owned(), format!("slots.{role}.{group}")) {
+                let message = format!("slots.{role}.{group} is the same slot as {other}");
+                reader.fault("config.conflict", place, message, "each slot may be used once");
+            }
+            Some(text.to_owned())
+        };
+        if let (Some(a), Some(b)) = (selector("a"), selector("b")) {
+            pairs.insert(role.clone(), SlotPair { a, b });
+        }
+    }
+    pairs
+}
+
+fn is_role(role: &str) -> bool {
+    let first = role.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+    first && role.len() <= 64 && role.bytes().all(allowed)
+}
+
+fn prepare(reader: &mut Reader<'_>, section: &Section<'_>) -> PrepareConfig {
+    PrepareConfig {
+        stop_units: reader.list(section, "stop_units", is_unit, UNIT_SHAPE).unwrap_or_default(),
+        max_attempts: reader.integer(section, "max_attempts", 1, 1000).unwrap_or(10),
+        retry_wait: reader.duration(section, "retry_wait", ms(100), RETRY_WAIT_LIMIT).unwrap_or(secs(10)),
+        stall_timeout: reader.duration(section, "stall_timeout", secs(1), secs(3600)).unwrap_or(secs(60)),
+    }
+}
+
+fn is_unit(name: &str) -> bool {
+    const KINDS: [&str; 8] =
+        [".service", ".socket", ".target", ".timer", ".mount", ".path", ".device", ".scope"];
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":_.\\-@".contains(&byte);
+    let kind = KINDS.iter().find_map(|kind| name.strip_suffix(kind));
+    kind.is_some_and(|stem| !stem.is_empty() && !stem.starts_with('-')) && name.bytes().all(allowed) && name.len() < 256
+}
+
+fn activate(reader: &mut Reader<'_>, section: &Section<'_>) -> ActivateConfig {
+    let reboot_delay = reader.duration(section, "reboot_delay", secs(0), secs(600)).unwrap_or(secs(2));
+    ActivateConfig { reboot_delay }
+}
+
+fn health(reader: &mut Reader<'_>, section: &Section<'_>) -> HealthConfig {
+    let hour = secs(3600);
+    let health = HealthConfig {
+        settle: reader.duration(section, "settle", secs(0), hour).unwrap_or(secs(60)),
+        interval: reader.duration(section, "interval", ms(100), hour).unwrap_or(secs(60)),
+        deadline: reader.duration(section, "deadline", secs(1), hour * 24).unwrap_or(secs(15 * 60)),
+        passes: reader.integer(section, "passes", 1, 100).unwrap_or(3),
+        check_timeout: reader.duration(section, "check_timeout", ms(100), hour).unwrap_or(secs(60)),
+        units: reader.list(section, "units", is_unit, UNIT_SHAPE).unwrap_or_default(),
+    };
+    let least = health.settle + health.interval * health.passes;
+    // A place is there: with the defaults alone the room is enough.
+    let entry = ["deadline", "passes", "interval", "settle"].iter().find_map(|key| section.entry(key));
+    if let Some(entry) = entry.filter(|_| health.deadline <= least) {
+        let message = format!(
+            "health.deadline {} leaves no room for settle {} and {} passes {} apart: every update would be rolled back",
+            quantity::text(health.deadline),
+            quantity::text(health.settle),
+            health.passes,
+            quantity::text(health.interval),
+        );
+        let hint = format!("raise deadline above {}, or ask for fewer passes", quantity::text(least));
+        reader.fault("config.conflict", entry.at, message, hint);
+    }
+    health
+}
+
+fn hooks(reader: &mut Reader<'_>, section: &Section<'_>) -> HooksConfig {
+    HooksConfig { timeout: reader.duration(section, "timeout", secs(1), secs(24 * 3600)).unwrap_or(secs(300)) }
+}
+
+fn api(reader: &mut Reader<'_>, section: &Section<'_>) -> ApiConfig {
+    let group = reader.text(section, "group");
+    if let Some((name, place)) = group.filter(|(name, _)| !is_group_name(name)) {
+        reader.fault("config.bad-value", place, format!("api.group cannot be {name:?}"), "write a group's name");
+    }
+    ApiConfig { group: group.map_or("bascule", |(name, _)| name).to_owned() }
+}
+
+fn is_group_name(name: &str) -> bool {
+    name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+}
+
+fn log_level(reader: &mut Reader<'_>, section: &Section<'_>) -> LogLevel {
+    let words = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    reader.word(section, "level", &words).unwrap_or_default()
+}
