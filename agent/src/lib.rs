@@ -6,8 +6,19 @@
 //!                                          +---- Snapshot ----+--> state (record), prepare (slots), bascule-boot (loader)
 //! ```
 
+pub mod clock;
 pub mod config;
+pub mod daemon;
+pub mod device;
+pub mod durable;
+pub mod engine;
+pub mod heartbeat;
 pub mod logging;
-pub mod status;
 pub mod paths;
+pub mod prepare;
+pub mod reboot;
 pub mod shared;
+pub mod source;
+pub mod state;
+pub mod status;
+pub mod watchdogs;

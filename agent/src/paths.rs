@@ -12,6 +12,8 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// A real device.
+    pub const ROOT: &'static str = "/";
     /// Default of `boot.directory`: the loader's settings on the boot partition.
     pub const BOOT_DIRECTORY: &'static str = "/boot/efi/bascule";
     /// Default of `state.directory`, on the data partition that both groups share.
@@ -34,7 +36,7 @@ impl Paths {
     /// Whether this is a real device, not a folder that looks like one.
     #[must_use]
     pub fn is_real(&self) -> bool {
-        self.root == Path::new("/")
+        self.root == Path::new(Self::ROOT)
     }
 
     /// A path of the configuration, which is written as if the root were `/`.

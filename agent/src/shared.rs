@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use bascule_core::{BootId, BootView, Blocker, Deployment, ErrorReport, Group, Offer, Record, Then};
+use bascule_core::{Blocker, BootId, BootView, Deployment, ErrorReport, Group, Offer, Record, Then};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 

@@ -42,7 +42,9 @@ mod tests {
 
     #[test]
     fn a_number_without_a_unit_a_sign_or_a_space_is_no_duration() {
-        for wrong in ["", "s", "60", "-1s", "+1s", "1 s", "1.5h", "1m", "99999999999999999999h", "18446744073709551615h"] {
+        for wrong in
+            ["", "s", "60", "-1s", "+1s", "1 s", "1.5h", "1m", "99999999999999999999h", "18446744073709551615h"]
+        {
             assert_eq!(duration(wrong), None, "{wrong} was taken");
         }
     }

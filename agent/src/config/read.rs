@@ -91,7 +91,10 @@ fn slots(reader: &mut Reader<'_>, section: &Section<'_>) -> BTreeMap<String, Slo
     let mut pairs = BTreeMap::new();
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     if section.entry("root").is_none() {
-        reader.missing("[slots.root]", "name both root partitions: `a = \"partlabel:root-a\"`, `b = \"partlabel:root-b\"`");
+        reader.missing(
+            "[slots.root]",
+            "name both root partitions: `a = \"partlabel:root-a\"`, `b = \"partlabel:root-b\"`",
+        );
     }
     for (role, entry) in section.entries() {
         if !is_role(role) {
@@ -133,8 +136,7 @@ fn prepare(reader: &mut Reader<'_>, section: &Section<'_>) -> PrepareConfig {
 }
 
 fn is_unit(name: &str) -> bool {
-    const KINDS: [&str; 8] =
-        [".service", ".socket", ".target", ".timer", ".mount", ".path", ".device", ".scope"];
+    const KINDS: [&str; 8] = [".service", ".socket", ".target", ".timer", ".mount", ".path", ".device", ".scope"];
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":_.\\-@".contains(&byte);
     let kind = KINDS.iter().find_map(|kind| name.strip_suffix(kind));
     kind.is_some_and(|stem| !stem.is_empty() && !stem.starts_with('-')) && name.bytes().all(allowed) && name.len() < 256

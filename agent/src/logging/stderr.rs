@@ -83,11 +83,7 @@ mod tests {
     #[test]
     fn a_line_carries_priority_and_fields_and_stays_one_line() {
         let fields = [("slot", "b"), ("said", "two words\n<0>forged")];
-        let record = Record::builder()
-            .args(format_args!("a\nb"))
-            .level(Level::Warn)
-            .key_values(&fields)
-            .build();
+        let record = Record::builder().args(format_args!("a\nb")).level(Level::Warn).key_values(&fields).build();
         assert_eq!(line(Style::Prefixed, &record), "<4>a b slot=b said=\"two words\\n<0>forged\"\n");
         assert!(line(Style::Readable, &record).starts_with("WARN  a b slot=b"));
     }

@@ -10,7 +10,9 @@ pub(super) fn sentence(state: StateWord, snapshot: &Snapshot, now: i64) -> Strin
     let deployment = snapshot.record.state.deployment();
     let main = match (state, deployment) {
         (StateWord::Unreadable, _) => "The record cannot be read, so nothing is done until it can".to_owned(),
-        (StateWord::Newer, _) => "A newer agent left a state that this one does not know: nothing is touched".to_owned(),
+        (StateWord::Newer, _) => {
+            "A newer agent left a state that this one does not know: nothing is touched".to_owned()
+        }
         (StateWord::Preparing, Some(it)) => preparing(it, snapshot),
         (StateWord::Prepared, Some(it)) => prepared(it),
         (StateWord::Activating, Some(it)) => {
@@ -54,7 +56,9 @@ fn idle(snapshot: &Snapshot) -> String {
                 "{running}, which should have been given up ({}), but the other group did not start",
                 reason.explain()
             ),
-            Ending::Failed { error } => format!("{running}; updating to {} failed: {}", deployment.version, error.message),
+            Ending::Failed { error } => {
+                format!("{running}; updating to {} failed: {}", deployment.version, error.message)
+            }
             Ending::Cancelled => format!("{running}; the update to {} was cancelled", deployment.version),
             Ending::Committed if deployment.target == snapshot.booted => {
                 format!("{running}, committed; no update is on its way")

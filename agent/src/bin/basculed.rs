@@ -1,0 +1,90 @@
+//! The daemon, its two watchdogs, and a run without a daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bascule_agent::config::Config;
+use bascule_agent::engine::End;
+use bascule_agent::paths::Paths;
+use bascule_agent::{daemon, logging, watchdogs};
+use bascule_core::ErrorReport;
+use clap::{Parser, Subcommand};
+
+/// What `bascule` and the service units know as "a reboot is needed".
+const REBOOT_NEEDED: u8 = 4;
+/// What is worth another try.
+const TRY_AGAIN: u8 = 75;
+
+#[derive(Parser)]
+#[command(version, about = "The A/B update daemon; without a command it serves until it is stopped")]
+struct Arguments {
+    /// The root directory of the device, or of a folder that looks like one
+    #[arg(long, value_name = "DIR", default_value_os_t = daemon::default_root())]
+    root: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watches a system in probation and goes back at the deadline (bascule-rollback-health.service)
+    RollbackHealth,
+    /// Finishes a fallback of the boot loader (bascule-rollback-altboot.service)
+    RollbackAltboot,
+    /// Performs what is due, then exits: 0 at rest, 4 when a reboot is needed
+    RunToRest {
+        /// Install this bundle first: a path or URL
+        #[arg(long, value_name = "BUNDLE")]
+        install: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let paths = Paths::under(arguments.root);
+    let config = match Config::load(&paths) {
+        Ok(config) => config,
+        Err(error) => return fail(&error.report()),
+    };
+    logging::init(config.log.level);
+    abort_on_panic();
+    let outcome = match arguments.command {
+        None => daemon::serve(&paths, config).map(Ok),
+        Some(Command::RunToRest { install }) => daemon::run_to_rest(&paths, config, install.as_deref()),
+        Some(Command::RollbackHealth) => {
+            watchdogs::rollback_health(&paths, &config).map(|()| Ok(End::AtRest)).context("rollback-health")
+        }
+        Some(Command::RollbackAltboot) => {
+            watchdogs::rollback_altboot(&paths, &config).map(|()| Ok(End::AtRest)).context("rollback-altboot")
+        }
+    };
+    match outcome {
+        Ok(Ok(End::Reboot)) if !paths.is_real() => ExitCode::from(REBOOT_NEEDED),
+        Ok(Ok(_)) => ExitCode::SUCCESS,
+        Ok(Err(refused)) => fail(&refused.error),
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "cannot go on");
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn fail(report: &ErrorReport) -> ExitCode {
+    eprintln!("error: [{}] {}", report.code, report.message);
+    for cause in &report.cause {
+        eprintln!("caused by: {cause}");
+    }
+    eprintln!("hint: {}", report.hint);
+    if report.retryable { ExitCode::from(TRY_AGAIN) } else { ExitCode::FAILURE }
+}
+
+/// A thread that panics must not leave half a daemon: the service manager starts a whole one.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}

@@ -1,0 +1,21 @@
+//! Wall-clock time, in one place. Deadlines never use it: they count from the start of the boot.
+
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+
+/// When this agent was built, as a lower bound of the time: a device without a battery-backed clock starts in 1970.
+/// Seconds since 1970; the release process may set `SOURCE_DATE_EPOCH`.
+const BUILT: i64 = 1_790_000_000;
+
+/// Now, as the system's clock says.
+#[must_use]
+pub fn now() -> Timestamp {
+    Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Now, and never before this agent was built: for what expires.
+#[must_use]
+pub fn now_at_least_built() -> Timestamp {
+    now().max(Timestamp::from_second(BUILT).unwrap_or(Timestamp::UNIX_EPOCH))
+}

@@ -1,0 +1,511 @@
+//! The loop: observe, decide, perform one thing, again.
+//!
+//! It runs on a thread of its own that may block; long work (preparing, health checks) runs on job threads that report
+//! back as [`Event`]s. Decisions come from `bascule-core` alone. A request is a fact like any other: it is answered
+//! when the decision it caused was performed.
+
+mod health;
+mod hooks;
+mod offer;
+mod publish;
+mod units;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bascule_core::{
+    Action, Decision, ErrorReport, Health, Observed, Phase, PreparationFailure, Refusal, Request, State, Step, decide,
+};
+use bascule_hooks::HookPoint;
+use bascule_image::BundleReader;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::device::{Device, DeviceError};
+use crate::heartbeat::Heartbeat;
+use crate::prepare::{Preparation, PrepareError};
+use crate::reboot;
+use crate::shared::{Answer, CheckView, Command, Progress, Refused, Snapshot, Source, Submission};
+use crate::source::{Fetched, Opener};
+
+/// The wait after an act that failed; doubles with each failure in a row.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// The longest wait between two attempts of a preparation.
+const LONGEST_RETRY: Duration = Duration::from_secs(600);
+/// With nothing to do, the world is looked at this often all the same.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// What the loop waits for besides commands.
+pub(crate) enum Event {
+    /// The preparation ended.
+    Prepared(Result<(), PrepareError>),
+    /// A round of health checks ended.
+    Checked(Vec<CheckView>),
+    /// The health checks have a verdict.
+    Verdict(Health),
+}
+
+/// How the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was asked to stop.
+    Stopped,
+    /// The system is to be started again.
+    Reboot,
+    /// Nothing is left to do, and it was asked to run no longer than that.
+    AtRest,
+}
+
+/// When the loop ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// It serves until it is stopped.
+    Stopped,
+    /// Until there is nothing left to do.
+    AtRest,
+}
+
+/// What comes next after one act.
+enum Next {
+    Look,
+    Wait(Duration),
+    End(End),
+}
+
+struct Pending {
+    request: Request,
+    source: Option<(Source, bascule_core::Then)>,
+    requested_by: String,
+    answer: oneshot::Sender<Result<Answer, Refused>>,
+}
+
+struct Job {
+    cancel: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// The loop and all it holds.
+pub struct Engine {
+    device: Device,
+    opener: Opener,
+    until: Until,
+    heartbeat: Arc<Heartbeat>,
+    commands: mpsc::Receiver<Submission>,
+    stop: watch::Receiver<bool>,
+    snapshot: watch::Sender<Snapshot>,
+    events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
+    progress: watch::Sender<Progress>,
+    pending: Option<Pending>,
+    opened: Option<BundleReader>,
+    fetched: Fetched,
+    preparing: Option<Job>,
+    failure: Option<PreparationFailure>,
+    retry_at: Option<Instant>,
+    reboot_at: Option<Instant>,
+    checking: Option<Job>,
+    health: Health,
+    checks: Vec<CheckView>,
+    fault: Option<ErrorReport>,
+    backoff: Duration,
+    blocked: Vec<bascule_core::Blocker>,
+    said: Option<Decision>,
+}
+
+/// What the loop is connected to.
+pub struct Wiring {
+    /// How sources are opened.
+    pub opener: Opener,
+    /// Commands from the API.
+    pub commands: mpsc::Receiver<Submission>,
+    /// Becomes true when the daemon is to stop.
+    pub stop: watch::Receiver<bool>,
+    /// Where snapshots go.
+    pub snapshot: watch::Sender<Snapshot>,
+    /// Shows the watchdog that the loop goes round.
+    pub heartbeat: Arc<Heartbeat>,
+    /// When to end.
+    pub until: Until,
+}
+
+impl Engine {
+    /// Puts the loop together; [`Engine::run`] starts it.
+    #[must_use]
+    pub fn new(device: Device, wiring: Wiring) -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        Engine {
+            device,
+            opener: wiring.opener,
+            until: wiring.until,
+            heartbeat: wiring.heartbeat,
+            commands: wiring.commands,
+            stop: wiring.stop,
+            snapshot: wiring.snapshot,
+            events,
+            sender,
+            progress: watch::Sender::new(Progress::default()),
+            pending: None,
+            opened: None,
+            fetched: Arc::new(AtomicU64::new(0)),
+            preparing: None,
+            failure: None,
+            retry_at: None,
+            reboot_at: None,
+            checking: None,
+            health: Health::Unknown,
+            checks: Vec::new(),
+            fault: None,
+            backoff: FIRST_BACKOFF,
+            blocked: Vec::new(),
+            said: None,
+        }
+    }
+
+    /// Goes round until it is to end.
+    pub fn run(mut self) -> End {
+        if !matches!(self.device.record().state, State::Preparing { .. }) {
+            units::start(&self.device.config.prepare.stop_units);
+        }
+        loop {
+            let next = self.turn();
+            let wait = match next {
+                Next::Look => continue,
+                Next::Wait(wait) => wait,
+                Next::End(end) => return self.end(end),
+            };
+            if self.wait(wait) {
+                return self.end(End::Stopped);
+            }
+        }
+    }
+
+    /// One turn: observe, decide, perform.
+    fn turn(&mut self) -> Next {
+        self.heartbeat.working();
+        let seen = match self.observe() {
+            Ok(seen) => seen,
+            Err(error) => return self.failed(error.report(Phase::Daemon)),
+        };
+        self.publish(&seen);
+        let policy = self.device.policy();
+        let decision = decide(self.device.record(), &seen, &policy);
+        self.say(&decision);
+        if decision.action != Action::Reboot {
+            self.reboot_at = None;
+        }
+        // What would have been decided without the request tells whether the request caused this.
+        let unasked = decide(self.device.record(), &Observed { request: None, ..seen.clone() }, &policy);
+        let asked = seen.request.is_some() && unasked.action != decision.action;
+        match self.perform(&decision.action, &seen) {
+            Ok(next) => {
+                self.fault = None;
+                self.backoff = FIRST_BACKOFF;
+                if asked {
+                    self.answer(Ok(Answer::Done));
+                }
+                next
+            }
+            Err(report) => {
+                if asked {
+                    self.answer(Err(Refused { error: report.clone(), blockers: Vec::new() }));
+                }
+                self.failed(report)
+            }
+        }
+    }
+
+    fn observe(&self) -> Result<Observed, DeviceError> {
+        let mut seen = self.device.observe()?;
+        seen.health = self.health.clone();
+        seen.preparation = self.failure.clone();
+        seen.request = self.pending.as_ref().map(|pending| pending.request);
+        Ok(seen)
+    }
+
+    fn perform(&mut self, action: &Action, seen: &Observed) -> Result<Next, ErrorReport> {
+        match action {
+            Action::Wait if self.until == Until::AtRest && seen.request.is_none() => Ok(Next::End(End::AtRest)),
+            Action::Wait => Ok(Next::Wait(LOOK_EVERY)),
+            Action::Refuse(refusal) => {
+                self.refuse(*refusal);
+                Ok(Next::Look)
+            }
+            Action::CheckOffer => {
+                self.check_offer();
+                Ok(Next::Look)
+            }
+            Action::Prepare => Ok(self.start_preparation()),
+            Action::CheckHealth => self.start_health(),
+            Action::Reboot => self.reboot(),
+            Action::Record(step) => self.record(step),
+            loader => self.write_loader(loader),
+        }
+    }
+
+    fn write_loader(&mut self, action: &Action) -> Result<Next, ErrorReport> {
+        let phase = match action {
+            Action::MarkGood => Phase::Commit,
+            Action::RollBack => Phase::Rollback,
+            _ => Phase::Activate,
+        };
+        if *action == Action::RollBack {
+            // The way back does not depend on a hook's consent: it runs, it is logged, and we go.
+            self.run_hooks_and_log(HookPoint::PreRollback);
+        }
+        self.device.perform(action).map_err(|error| error.report(phase))?;
+        Ok(Next::Look)
+    }
+
+    fn record(&mut self, step: &Step) -> Result<Next, ErrorReport> {
+        match step {
+            Step::NextAttempt if self.failure.is_some() => {
+                let now = Instant::now();
+                let wait = self.retry_wait();
+                let at = *self.retry_at.get_or_insert(now + wait);
+                if at > now {
+                    return Ok(Next::Wait(at - now));
+                }
+                self.failure = None;
+                self.retry_at = None;
+            }
+            Step::Abandoned(_) => {
+                self.stop_preparation();
+                self.opened = None;
+                self.failure = None;
+                self.retry_at = None;
+            }
+            Step::Activating => {
+                if let Some(next) = self.gate_activation()? {
+                    return Ok(next);
+                }
+            }
+            Step::Committed | Step::RollingBack(_) => self.stop_health(),
+            _ => {}
+        }
+        self.record_durably(step)?;
+        match step {
+            Step::Abandoned(_) => units::start(&self.device.config.prepare.stop_units),
+            Step::Committed => self.run_hooks_and_log(HookPoint::PostCommit),
+            Step::RolledBack => self.run_hooks_and_log(HookPoint::PostRollback),
+            _ => {}
+        }
+        Ok(Next::Look)
+    }
+
+    fn record_durably(&mut self, step: &Step) -> Result<(), ErrorReport> {
+        self.device.perform(&Action::Record(step.clone())).map_err(|error| error.report(Phase::Daemon))?;
+        tracing::info!(
+            step = publish::step_name(step),
+            state = publish::state_name(&self.device.record().state),
+            generation = self.device.record().generation,
+            "recorded"
+        );
+        Ok(())
+    }
+
+    fn start_preparation(&mut self) -> Next {
+        if self.preparing.is_some() {
+            return Next::Wait(LOOK_EVERY);
+        }
+        let State::Preparing { deployment, attempt } = self.device.record().state.clone() else { return Next::Look };
+        let cancel = Arc::new(AtomicBool::new(false));
+        self.progress.send_replace(Progress { step: "opening the bundle".into(), ..Progress::default() });
+        let job = Preparation {
+            target: self.device.booted().target(),
+            slots: self.device.target_slots().cloned().collect(),
+            sysfs: crate::device::sysfs(&self.device.paths),
+            hooks: self.hook_settings(),
+            context: self.hook_context(None),
+            attempt: attempt.number,
+            cancel: cancel.clone(),
+            fetched: self.fetched.clone(),
+            progress: self.progress.clone(),
+            deployment,
+        };
+        units::stop(&self.device.config.prepare.stop_units);
+        let opened = self.opened.take();
+        let opener = offer::BundleOpener::new(&self.device, self.opener.with_cancel(cancel.clone()));
+        let sender = self.sender.clone();
+        tracing::info!(deployment = job.deployment.id.to_string(), attempt = job.attempt, "preparing");
+        let thread = std::thread::spawn(move || {
+            let bundle = match opened {
+                Some(bundle) => Ok(bundle),
+                None => opener.reopen(&job.deployment.source, job.fetched.clone()),
+            };
+            let outcome = bundle.and_then(|bundle| job.run(bundle));
+            // The loop may be gone already; then nobody needs to know.
+            let _ = sender.send(Event::Prepared(outcome));
+        });
+        self.preparing = Some(Job { cancel, thread });
+        Next::Look
+    }
+
+    fn stop_preparation(&mut self) {
+        if let Some(job) = self.preparing.take() {
+            job.cancel.store(true, Ordering::Relaxed);
+            let _ = job.thread.join();
+        }
+        self.progress.send_replace(Progress::default());
+        // Its last word must not be taken for that of the next one.
+        while let Ok(event) = self.events.try_recv() {
+            if !matches!(event, Event::Prepared(_)) {
+                let _ = self.sender.send(event);
+                break;
+            }
+        }
+    }
+
+    fn retry_wait(&self) -> Duration {
+        let State::Preparing { attempt, .. } = &self.device.record().state else { return Duration::ZERO };
+        let doublings = attempt.number.saturating_sub(1).min(16);
+        self.device.config.prepare.retry_wait.saturating_mul(1 << doublings).min(LONGEST_RETRY)
+    }
+
+    fn reboot(&mut self) -> Result<Next, ErrorReport> {
+        let now = Instant::now();
+        let Some(at) = self.reboot_at else {
+            self.run_hooks_and_log(HookPoint::PreReboot);
+            // A last moment for a cancel, and for whoever watches to be told.
+            self.reboot_at = Some(now + self.device.config.activate.reboot_delay);
+            return Ok(Next::Look);
+        };
+        if at > now {
+            return Ok(Next::Wait(at - now));
+        }
+        reboot::reboot(&self.device.paths, publish::state_name(&self.device.record().state));
+        Ok(Next::End(End::Reboot))
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        let error = ErrorReport::new(refusal.code(), Phase::Daemon, &refusal, refusal.hint(), refusal.disposition());
+        self.answer(Err(Refused { error, blockers: Vec::new() }));
+    }
+
+    fn answer(&mut self, answer: Result<Answer, Refused>) {
+        if let Some(pending) = self.pending.take() {
+            if let Err(refused) = &answer {
+                tracing::warn!(
+                    code = refused.error.code,
+                    requested_by = pending.requested_by,
+                    error = refused.error.message,
+                    hint = refused.error.hint,
+                    "refused"
+                );
+            }
+            // The caller may have gone; what was done stays done.
+            let _ = pending.answer.send(answer);
+        }
+    }
+
+    fn failed(&mut self, report: ErrorReport) -> Next {
+        tracing::error!(
+            code = report.code,
+            error = report.message,
+            cause = report.cause.join(": "),
+            hint = report.hint,
+            "an act failed and will be tried again"
+        );
+        self.fault = Some(report);
+        let wait = self.backoff;
+        self.backoff = self.backoff.saturating_mul(2).min(LONGEST_BACKOFF);
+        if let Ok(seen) = self.observe() {
+            self.publish(&seen);
+        }
+        Next::Wait(wait)
+    }
+
+    /// Waits for a command, an event, progress, or the time. True: the daemon is to stop.
+    fn wait(&mut self, longest: Duration) -> bool {
+        self.heartbeat.waiting();
+        let runtime = self.opener.runtime.clone();
+        let mut progress = self.progress.subscribe();
+        let mut stop = self.stop.clone();
+        let until = tokio::time::Instant::now() + longest;
+        runtime.block_on(async {
+            loop {
+                let free = self.pending.is_none();
+                tokio::select! {
+                    stopping = stop.wait_for(|stop| *stop) => {
+                        // A sender that is gone has nothing to stop any more.
+                        if stopping.is_ok() { return true }
+                        std::future::pending::<()>().await;
+                    }
+                    Some(submission) = self.commands.recv(), if free => {
+                        self.take(submission);
+                        return false;
+                    }
+                    Some(event) = self.events.recv() => {
+                        self.take_event(event);
+                        return false;
+                    }
+                    Ok(()) = progress.changed() => self.publish_progress(),
+                    () = tokio::time::sleep_until(until) => return false,
+                }
+            }
+        })
+    }
+
+    fn take(&mut self, submission: Submission) {
+        let requested_by = format!("uid {}", submission.caller.uid);
+        let (request, source) = match submission.command {
+            Command::Plan { source } => {
+                let _ = submission.answer.send(self.plan(source));
+                return;
+            }
+            Command::Prepare { source, then } => (Request::Prepare, Some((source, then))),
+            Command::Activate => (Request::Activate, None),
+            Command::Commit => (Request::Commit, None),
+            Command::RollBack => (Request::RollBack, None),
+            Command::Cancel => (Request::Cancel, None),
+        };
+        tracing::info!(request = format!("{request:?}"), requested_by, "requested");
+        self.pending = Some(Pending { request, source, requested_by, answer: submission.answer });
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Prepared(outcome) => {
+                self.preparing = None;
+                self.prepared(outcome);
+            }
+            Event::Checked(checks) => self.checks = checks,
+            Event::Verdict(health) => self.health = health,
+        }
+    }
+
+    fn prepared(&mut self, outcome: Result<(), PrepareError>) {
+        let failure = match outcome {
+            Ok(()) => match self.record_durably(&Step::Prepared) {
+                Ok(()) => {
+                    self.progress.send_replace(Progress::default());
+                    units::start(&self.device.config.prepare.stop_units);
+                    return;
+                }
+                Err(error) => PreparationFailure { error, disposition: bascule_core::Disposition::Retry },
+            },
+            Err(error) => error.failure(),
+        };
+        tracing::error!(
+            code = failure.error.code,
+            error = failure.error.message,
+            cause = failure.error.cause.join(": "),
+            hint = failure.error.hint,
+            "the preparation failed"
+        );
+        self.failure = Some(failure);
+    }
+
+    fn say(&mut self, decision: &Decision) {
+        if self.said.as_ref() != Some(decision) {
+            tracing::info!(action = publish::action_name(&decision.action), reason = decision.reason, "decided");
+            self.said = Some(decision.clone());
+        }
+    }
+
+    fn end(mut self, end: End) -> End {
+        self.stop_preparation();
+        self.stop_health();
+        end
+    }
+}

@@ -1,0 +1,195 @@
+//! Looks at an offered bundle: opens it, checks its trust, holds it against this device, and says what it would do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bascule_boot::disk::{Slot, Sysfs, open_target};
+use bascule_core::offer::{SAME, blockers};
+use bascule_core::{
+    Blocker, Deployment, DeploymentId, Device as Facts, ErrorReport, Offer, Phase, Step, TargetGroup, Then,
+};
+use bascule_hooks::{HookPoint, run_point};
+use bascule_image::{BundleReader, ChunkKind, TrustStore};
+
+use super::hooks::report;
+use super::{Engine, publish};
+use crate::clock;
+use crate::device::Device;
+use crate::prepare::PrepareError;
+use crate::shared::{Answer, Plan, Refused, Source};
+use crate::source::{Fetched, Opener};
+
+/// Opens bundles with this device's trust; may go to another thread.
+pub(super) struct BundleOpener {
+    trust: TrustStore,
+    opener: Opener,
+}
+
+impl BundleOpener {
+    pub(super) fn new(device: &Device, opener: Opener) -> Self {
+        let store = device.paths.resolve(&device.config.state.directory).join("trusted-metadata.json");
+        let scratch: PathBuf = device.paths.runtime();
+        let pinned = device.paths.resolve(&device.config.trust.root);
+        BundleOpener { trust: TrustStore::new(pinned, store).scratch(scratch), opener }
+    }
+
+    fn open(&self, source: Source, fetched: Fetched) -> Result<BundleReader, PrepareError> {
+        let input = self.opener.open(source, fetched)?;
+        Ok(BundleReader::open(input, &self.trust, clock::now_at_least_built())?)
+    }
+
+    pub(super) fn reopen(&self, label: &str, fetched: Fetched) -> Result<BundleReader, PrepareError> {
+        let input = self.opener.reopen(label, fetched)?;
+        Ok(BundleReader::open(input, &self.trust, clock::now_at_least_built())?)
+    }
+}
+
+impl Engine {
+    /// Serves the pending request to prepare: either the deployment is recorded, or nothing has changed.
+    pub(super) fn check_offer(&mut self) {
+        let Some((source, then)) = self.pending.as_mut().and_then(|pending| pending.source.take()) else {
+            return;
+        };
+        let label = source.label();
+        tracing::info!(source = label, "checking the offer");
+        let answer = self.accept(source, &label, then);
+        self.answer(answer);
+    }
+
+    fn accept(&mut self, source: Source, label: &str, then: Then) -> Result<Answer, Refused> {
+        self.fetched.store(0, Ordering::Relaxed);
+        let bundle = self.open_bundle(source, self.fetched.clone())?;
+        let offer = bundle.offer().clone();
+        let found = self.blockers(&offer);
+        if let Some(refused) = refused(&found) {
+            return Err(refused);
+        }
+        let failed = |error: ErrorReport| Refused { error, blockers: Vec::new() };
+        // Everything that can be checked was checked: from here on older metadata is refused.
+        bundle.accepted().persist().map_err(|error| {
+            failed(ErrorReport::new(error.code(), Phase::Check, &error, error.hint(), error.disposition()))
+        })?;
+        let deployment = self.deployment(&offer, label, then);
+        self.record_durably(&Step::Preparing(deployment.clone())).map_err(failed)?;
+        tracing::info!(
+            deployment = deployment.id.to_string(),
+            version = deployment.version,
+            from = deployment.from_version,
+            target = deployment.target.letter(),
+            source = label,
+            "accepted"
+        );
+        self.opened = Some(bundle);
+        Ok(Answer::Accepted { deployment })
+    }
+
+    /// Says what preparing would do. Nothing changes.
+    pub(super) fn plan(&mut self, source: Source) -> Result<Answer, Refused> {
+        let bundle = self.open_bundle(source, Arc::new(AtomicU64::new(0)))?;
+        let offer = bundle.offer().clone();
+        let (write_bytes, zero_bytes) = sizes(&bundle);
+        let target = self.device.booted().target().group();
+        let blockers = self.blockers(&offer);
+        let steps = publish::plan_steps(&offer, target, &self.device);
+        let fetch_bytes = bundle.total_len();
+        Ok(Answer::Plan(Plan { offer, target, fetch_bytes, write_bytes, zero_bytes, steps, blockers }))
+    }
+
+    fn open_bundle(&self, source: Source, fetched: Fetched) -> Result<BundleReader, Refused> {
+        let opener = self.opener.with_cancel(Arc::new(AtomicBool::new(false)));
+        let opened = BundleOpener::new(&self.device, opener).open(source, fetched);
+        let read = opened.and_then(|mut bundle| bundle.read_chunk_tables().map(|()| bundle).map_err(Into::into));
+        read.map_err(|error| {
+            let mut error = error.failure().error;
+            error.phase = Phase::Check;
+            Refused { error, blockers: Vec::new() }
+        })
+    }
+
+    /// Every reason why this device does not take the offer now.
+    fn blockers(&self, offer: &Offer) -> Vec<Blocker> {
+        let mut found = blockers(offer, &self.facts(), self.device.record());
+        let sysfs = crate::device::sysfs(&self.device.paths);
+        let target = self.device.booted().target();
+        for slot in self.device.target_slots() {
+            found.extend(slot_blocker(slot, target, &sysfs));
+        }
+        if let Err(error) = self.device.view() {
+            found.push(Blocker::new(error.code(), error.to_string(), error.hint()));
+        }
+        let (context, settings) = (self.hook_context(None), self.hook_settings());
+        let hooks = run_point(HookPoint::Check, &context, &settings, &AtomicBool::new(false));
+        if let Err(error) = hooks.and_then(bascule_hooks::PointOutcome::into_result) {
+            let report = report(&error, Phase::Check);
+            found.push(Blocker::new(&report.code, report.message, report.hint));
+        }
+        found
+    }
+
+    fn facts(&self) -> Facts {
+        let release = &self.device.release;
+        let compatible = self.device.config.device.compatible.as_ref().unwrap_or(&release.compatible);
+        let state = self.device.paths.resolve(&self.device.config.state.directory);
+        let free = nix::sys::statvfs::statvfs(&state)
+            .map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
+        Facts {
+            product: release.product.clone(),
+            version: release.version.clone(),
+            order: release.order,
+            compatible: compatible.clone(),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            free_space: free,
+            target_slots: self.device.target_slots().map(|slot| (slot.role.clone(), slot.size)).collect(),
+        }
+    }
+
+    fn deployment(&self, offer: &Offer, label: &str, then: Then) -> Deployment {
+        let now = clock::now();
+        let id = format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), offer.manifest.to_string().get(..8).unwrap_or(""));
+        Deployment {
+            id: DeploymentId(id),
+            manifest: offer.manifest,
+            product: offer.product.clone(),
+            version: offer.version.clone(),
+            order: offer.order,
+            security_epoch: offer.security_epoch,
+            target: self.device.booted().target().group(),
+            from_version: self.device.release.version.clone(),
+            source: label.to_owned(),
+            then,
+            requested_by: self.pending.as_ref().map_or_else(String::new, |pending| pending.requested_by.clone()),
+            began: now.as_second(),
+        }
+    }
+}
+
+/// Opening the slot is the check itself: whoever mounts or holds it is named, and nothing is written.
+fn slot_blocker(slot: &Slot, target: TargetGroup, sysfs: &Sysfs) -> Option<Blocker> {
+    let error = open_target(slot, target, sysfs).err()?;
+    Some(Blocker::new(error.code(), error.to_string(), error.hint()))
+}
+
+fn refused(found: &[Blocker]) -> Option<Refused> {
+    // That a bundle is installed already outweighs whatever else would speak against it.
+    let first = found.iter().find(|blocker| blocker.code == SAME).or(found.first())?;
+    let retryable = found.iter().all(|blocker| matches!(blocker.code.as_str(), "hooks.deferred" | "disk.held"));
+    let error = ErrorReport {
+        code: first.code.clone(),
+        phase: Phase::Check,
+        message: first.reason.clone(),
+        cause: Vec::new(),
+        hint: first.hint.clone(),
+        retryable,
+    };
+    Some(Refused { error, blockers: found.to_vec() })
+}
+
+/// Bytes to write in all, and how many of them are zeroes.
+fn sizes(bundle: &BundleReader) -> (u64, u64) {
+    let tables = (0..bundle.payloads().len()).filter_map(|index| bundle.chunk_table(index));
+    tables.flat_map(|table| table.chunks()).fold((0, 0), |(all, zeroes), chunk| {
+        let len = u64::from(chunk.len);
+        (all + len, zeroes + if chunk.kind == ChunkKind::Zeroes { len } else { 0 })
+    })
+}

@@ -1,0 +1,242 @@
+//! Prepares a deployment: source -> verified chunk -> target slot -> fsync -> read back with O_DIRECT -> compare.
+//!
+//! ```text
+//! this thread                          writer thread
+//! fetch -> decode -> SHA-256  --buf--> write at its offset, O_DIRECT
+//!    ^                                     |
+//!    +------------- empty buf -------------+        then: fsync, then the whole image read back and hashed
+//! ```
+//! No byte reaches a slot before its chunk's digest from the signed table was checked over the very buffer that is
+//! written. A few buffers of one chunk go round, so memory does not depend on the image. There is no copy of the
+//! payload anywhere else. A later attempt keeps what the target already holds, chunk by chunk, by hash alone.
+
+mod buffer;
+mod slot;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bascule_boot::disk::{DiskError, Slot, Sysfs};
+use bascule_core::{Deployment, Disposition, ErrorReport, Phase, PreparationFailure, TargetGroup};
+use bascule_hooks::{HookContext, HookPoint, HookSettings, HooksError, run_point};
+use bascule_image::{BundleError, BundleReader};
+use tokio::sync::watch;
+
+use crate::shared::Progress;
+use crate::source::{Fetched, SourceError};
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+
+/// What ended a preparation without success.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The bundle or its source while it was read.
+    #[error("cannot read the bundle")]
+    Bundle(#[from] BundleError),
+    /// The source could not be opened again.
+    #[error("cannot open the bundle again")]
+    Source(#[from] SourceError),
+    /// The source now holds another bundle than the one that was accepted.
+    #[error("the source holds another bundle than the one that was accepted")]
+    OtherBundle,
+    /// A target slot could not be opened.
+    #[error("cannot open the {role} slot of the target group")]
+    Open {
+        /// Its role.
+        role: String,
+        /// Why.
+        #[source]
+        source: DiskError,
+    },
+    /// A target slot could not be written or read.
+    #[error("cannot {doing} {device} at byte {offset}")]
+    Slot {
+        /// `write`, `sync`, `read back`.
+        doing: &'static str,
+        /// Its device.
+        device: String,
+        /// Where.
+        offset: u64,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The medium holds other bytes than were written.
+    #[error("{device} does not hold what was written: the image of {role} reads back with another SHA-256")]
+    ReadBack {
+        /// The slot's role.
+        role: String,
+        /// Its device.
+        device: String,
+    },
+    /// A chunk does not lie on the boundaries a device can be written at.
+    #[error("the chunk at byte {offset} of {role} is not aligned to 4096 bytes")]
+    Unaligned {
+        /// The slot's role.
+        role: String,
+        /// Where.
+        offset: u64,
+    },
+    /// A hook failed.
+    #[error("a hook stopped the preparation")]
+    Hook(#[from] HooksError),
+    /// A person cancelled it.
+    #[error("the preparation was cancelled")]
+    Cancelled,
+}
+
+impl PrepareError {
+    /// Stable code of `docs/errors.md`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            PrepareError::Bundle(error) => error.code(),
+            PrepareError::Source(error) => error.code(),
+            PrepareError::OtherBundle => "prepare.other-bundle",
+            PrepareError::Open { source, .. } => source.code(),
+            PrepareError::Slot { .. } => "prepare.slot-io",
+            PrepareError::ReadBack { .. } => "prepare.read-back",
+            PrepareError::Unaligned { .. } => "prepare.unaligned",
+            PrepareError::Hook(error) => error.code(),
+            PrepareError::Cancelled => "prepare.cancelled",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            PrepareError::Bundle(error) => error.hint(),
+            PrepareError::Source(error) => error.hint(),
+            PrepareError::OtherBundle => "publish each bundle under a name of its own and never replace it".into(),
+            PrepareError::Open { source, .. } => source.hint(),
+            PrepareError::Slot { .. } | PrepareError::ReadBack { .. } => {
+                "the storage may be worn out or loose: look at `dmesg`; the running system is not touched".into()
+            }
+            PrepareError::Unaligned { .. } => "make the bundle with a chunk size that is a multiple of 4096".into(),
+            PrepareError::Hook(error) => error.hint(),
+            PrepareError::Cancelled => "nothing needs to be done".into(),
+        }
+    }
+
+    fn disposition(&self) -> Disposition {
+        match self {
+            PrepareError::Bundle(error) => error.disposition(),
+            PrepareError::Source(error) => error.disposition(),
+            PrepareError::Open { source, .. } => source.disposition(),
+            PrepareError::Slot { .. } | PrepareError::ReadBack { .. } => Disposition::Retry,
+            PrepareError::OtherBundle | PrepareError::Unaligned { .. } => Disposition::GiveUp,
+            PrepareError::Hook(error) => error.disposition(),
+            PrepareError::Cancelled => Disposition::GiveUp,
+        }
+    }
+
+    /// What the state machine is told.
+    #[must_use]
+    pub fn failure(&self) -> PreparationFailure {
+        let disposition = self.disposition();
+        let error = ErrorReport::new(self.code(), Phase::Prepare, self, self.hint(), disposition);
+        PreparationFailure { error, disposition }
+    }
+}
+
+/// One preparation: everything it needs, and nothing of the daemon.
+pub struct Preparation {
+    /// What is prepared.
+    pub deployment: Deployment,
+    /// Which attempt; from the second on, what the target already holds is kept.
+    pub attempt: u32,
+    /// The group that may be written.
+    pub target: TargetGroup,
+    /// Its slots.
+    pub slots: Vec<Slot>,
+    /// The system's view of disks.
+    pub sysfs: Sysfs,
+    /// How hooks are run.
+    pub hooks: HookSettings,
+    /// What hooks are told.
+    pub context: HookContext,
+    /// Set to stop it.
+    pub cancel: Arc<AtomicBool>,
+    /// Counts what came from the source.
+    pub fetched: Fetched,
+    /// Where progress is told.
+    pub progress: watch::Sender<Progress>,
+}
+
+impl Preparation {
+    /// Runs to the end: when this is `Ok`, every target slot was written, synced, read back and compared.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; the target must be taken for rubbish, the loader will not start it.
+    pub fn run(&self, bundle: BundleReader) -> Result<(), PrepareError> {
+        run_point(HookPoint::PrePrepare, &self.context, &self.hooks, &self.cancel)?.into_result()?;
+        self.write_all(bundle)?;
+        run_point(HookPoint::PostPrepare, &self.context, &self.hooks, &self.cancel)?.into_result()?;
+        Ok(())
+    }
+
+    fn write_all(&self, mut bundle: BundleReader) -> Result<(), PrepareError> {
+        if bundle.manifest_digest() != self.deployment.manifest {
+            return Err(PrepareError::OtherBundle);
+        }
+        bundle.read_chunk_tables()?;
+        let payloads = bundle.payloads().to_vec();
+        let total = payloads.iter().fold(0u64, |sum, payload| sum.saturating_add(payload.size));
+        let mut tally = Tally::new(self, total);
+        for (index, payload) in payloads.iter().enumerate() {
+            // The offer was held against the slots before it was accepted, so the role is there and large enough.
+            let Some(slot) = self.slots.iter().find(|slot| slot.role == payload.role) else { continue };
+            bundle.begin_payload(index)?;
+            write::payload(self, &mut bundle, payload, slot, &mut tally)?;
+        }
+        Ok(bundle.finish()?)
+    }
+
+    fn check_cancelled(&self) -> Result<(), PrepareError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(PrepareError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Counts bytes towards progress: writing and reading back are one half each.
+struct Tally<'p> {
+    preparation: &'p Preparation,
+    now: Progress,
+    written: u64,
+    told: Instant,
+}
+
+impl<'p> Tally<'p> {
+    fn new(preparation: &'p Preparation, total: u64) -> Self {
+        let now = Progress { total_bytes: total, ..Progress::default() };
+        Tally { preparation, now, written: 0, told: Instant::now() }
+    }
+
+    fn wrote(&mut self, role: &str, bytes: u64, kept: bool) {
+        self.written = self.written.saturating_add(bytes);
+        if kept {
+            self.now.kept_bytes = self.now.kept_bytes.saturating_add(bytes);
+        }
+        self.tell(|| format!("writing {role}"));
+    }
+
+    fn read_back(&mut self, role: &str, bytes: u64) {
+        self.now.done_bytes = self.now.done_bytes.saturating_add(bytes);
+        self.tell(|| format!("reading back {role}"));
+    }
+
+    fn tell(&mut self, step: impl FnOnce() -> String) {
+        let last = self.now.done_bytes >= self.now.total_bytes;
+        if !last && self.told.elapsed() < TELL_EVERY {
+            return;
+        }
+        self.told = Instant::now();
+        let halves = u128::from(self.written) + u128::from(self.now.done_bytes);
+        let percent = (halves * 50).checked_div(u128::from(self.now.total_bytes)).unwrap_or(100);
+        self.now.percent = u8::try_from(percent).unwrap_or(100).min(100);
+        self.now.step = step();
+        self.now.fetched_bytes = self.preparation.fetched.load(Ordering::Relaxed);
+        self.preparation.progress.send_replace(self.now.clone());
+    }
+}

@@ -1,0 +1,516 @@
+//! A bundle over HTTP: one forward read that survives stalls and broken connections by resuming with `Range`.
+//!
+//! Nothing that comes from here is trusted: the bundle's own signature and chunk digests decide. What is checked here
+//! keeps a lying or changing server from wasting the link: the range it answers, the entity's tag, its encoding.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bascule_core::Disposition;
+use bascule_image::BundleRead;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use super::{Fetched, Opener};
+
+/// How often a read is resumed without a single byte in between before it is given up.
+const MAX_FRUITLESS: u32 = 5;
+/// The wait before the first resumption; doubles with each fruitless one.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Redirects followed for one request.
+const MAX_REDIRECTS: usize = 5;
+/// How often a wait looks whether it was cancelled.
+const SLICE: Duration = Duration::from_millis(250);
+/// A gap up to this long is read and dropped; a longer one is worth a new range request. In bytes.
+const DROP_LIMIT: u64 = 256 << 10;
+
+/// What the server, or the way to it, did.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Not a usable URL.
+    #[error("{url:?} is not an http or https URL")]
+    Url {
+        /// The URL.
+        url: String,
+    },
+    /// The TLS trust anchors could not be loaded.
+    #[error("cannot prepare TLS")]
+    Tls(#[source] io::Error),
+    /// No answer.
+    #[error("no answer from {url}")]
+    Unreachable {
+        /// The URL.
+        url: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nothing came for the stall timeout.
+    #[error("{url} sent nothing for {seconds} s, at byte {offset}")]
+    Stalled {
+        /// The URL.
+        url: String,
+        /// The stall timeout.
+        seconds: u64,
+        /// Where.
+        offset: u64,
+    },
+    /// Not a success.
+    #[error("{url} answered {status}")]
+    Status {
+        /// The URL.
+        url: String,
+        /// The status.
+        status: u16,
+    },
+    /// The answer contradicts the request or itself.
+    #[error("{url} answered wrongly: {what}")]
+    Lies {
+        /// The URL.
+        url: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another file is there than at the beginning.
+    #[error("{url} changed while it was read")]
+    Changed {
+        /// The URL.
+        url: String,
+    },
+    /// A person cancelled it.
+    #[error("reading {url} was cancelled")]
+    Cancelled {
+        /// The URL.
+        url: String,
+    },
+    /// Redirects without an end, or to a place that is not followed.
+    #[error("{url} redirects {what}")]
+    Redirect {
+        /// The URL.
+        url: String,
+        /// What is wrong with the redirect.
+        what: &'static str,
+    },
+}
+
+impl HttpError {
+    /// Stable code of `docs/errors.md`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            HttpError::Url { .. } => "source.url",
+            HttpError::Tls(_) => "source.tls",
+            HttpError::Unreachable { .. } => "source.unreachable",
+            HttpError::Stalled { .. } => "source.stalled",
+            HttpError::Status { .. } => "source.status",
+            HttpError::Lies { .. } => "source.wrong-answer",
+            HttpError::Changed { .. } => "source.changed",
+            HttpError::Redirect { .. } => "source.redirect",
+            HttpError::Cancelled { .. } => "source.cancelled",
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            HttpError::Url { .. } => "write it as http://HOST/PATH or https://HOST/PATH",
+            HttpError::Tls(_) => "install the CA certificates this device is to trust",
+            HttpError::Unreachable { .. } | HttpError::Stalled { .. } => {
+                "check the link and the server; what was written is kept and the next attempt goes on from there"
+            }
+            HttpError::Status { .. } => "check the address and the server's log",
+            HttpError::Lies { .. } => {
+                "check the server and any proxy in between; it must not alter or compress bundles"
+            }
+            HttpError::Changed { .. } => "publish each bundle under a name of its own and never replace it",
+            HttpError::Cancelled { .. } => "nothing needs to be done",
+            HttpError::Redirect { .. } => "give the final address of the bundle",
+        }
+        .to_owned()
+    }
+
+    /// Whether it may go away by itself.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            HttpError::Url { .. } | HttpError::Tls(_) | HttpError::Redirect { .. } => Disposition::Person,
+            HttpError::Cancelled { .. } => Disposition::GiveUp,
+            HttpError::Status { status, .. } if *status < 500 && !matches!(status, 408 | 425 | 429) => {
+                Disposition::Person
+            }
+            _ => Disposition::Retry,
+        }
+    }
+}
+
+/// A forward read of one URL.
+pub struct HttpRead {
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    opener: Opener,
+    url: String,
+    fetched: Fetched,
+    offset: u64,
+    tag: Option<HeaderValue>,
+    total: Option<u64>,
+    body: Option<Incoming>,
+    rest: Bytes,
+}
+
+impl HttpRead {
+    /// Sends the first request, so that an address that does not answer is known at once.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn open(opener: &Opener, url: &str, fetched: Fetched) -> Result<Self, HttpError> {
+        let connector = HttpsConnectorBuilder::new()
+            .with_native_roots()
+            .map_err(HttpError::Tls)?
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let mut read = HttpRead {
+            client,
+            opener: opener.clone(),
+            url: url.to_owned(),
+            fetched,
+            offset: 0,
+            tag: None,
+            total: None,
+            body: None,
+            rest: Bytes::new(),
+        };
+        read.connect()?;
+        Ok(read)
+    }
+
+    fn connect(&mut self) -> Result<(), HttpError> {
+        let runtime = self.opener.runtime.clone();
+        let response = runtime.block_on(self.request())?;
+        if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING)
+            && encoding != "identity"
+        {
+            return Err(self.lies(format!("it is encoded as {encoding:?}")));
+        }
+        let dropped = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                self.check_range(response.headers())?;
+                0
+            }
+            // The server does not do ranges: what comes before the place we need is read and dropped.
+            StatusCode::OK => {
+                let length = length_of(response.headers());
+                self.check_total(length)?;
+                self.offset
+            }
+            status => return Err(HttpError::Status { url: self.url.clone(), status: status.as_u16() }),
+        };
+        self.check_tag(response.headers())?;
+        self.body = Some(response.into_body());
+        self.rest = Bytes::new();
+        self.drop_bytes(dropped)
+    }
+
+    async fn request(&self) -> Result<Response<Incoming>, HttpError> {
+        let mut url = self.url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.request_once(&url).await?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let place = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+            url = redirected(&url, place).map_err(|what| HttpError::Redirect { url: self.url.clone(), what })?;
+        }
+        Err(HttpError::Redirect { url: self.url.clone(), what: "more than five times" })
+    }
+
+    async fn request_once(&self, url: &str) -> Result<Response<Incoming>, HttpError> {
+        let bad = || HttpError::Url { url: url.to_owned() };
+        let uri: Uri = url.parse().map_err(|_| bad())?;
+        if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(bad());
+        }
+        let mut request = Request::builder()
+            .method(Method::GET)
+            .uri(uri)
+            .header(header::USER_AGENT, concat!("bascule/", env!("CARGO_PKG_VERSION")))
+            .header(header::ACCEPT_ENCODING, "identity")
+            .header(header::RANGE, format!("bytes={}-", self.offset));
+        if let Some(tag) = self.tag.as_ref().filter(|_| self.offset > 0) {
+            request = request.header(header::IF_RANGE, tag);
+        }
+        let request = request.body(Empty::new()).map_err(|_| bad())?;
+        match patiently(&self.opener, self.client.request(request)).await {
+            Waited::Cancelled => Err(self.cancelled()),
+            Waited::Stalled => Err(self.stalled()),
+            Waited::Done(Err(source)) => Err(HttpError::Unreachable { url: self.url.clone(), source: source.into() }),
+            Waited::Done(Ok(response)) => Ok(response),
+        }
+    }
+
+    fn check_range(&mut self, headers: &HeaderMap) -> Result<(), HttpError> {
+        let text = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let (first, total) = parse_range(text).ok_or_else(|| self.lies(format!("its Content-Range is {text:?}")))?;
+        if first != self.offset {
+            return Err(self.lies(format!("it sent bytes from {first} where {} was asked for", self.offset)));
+        }
+        self.check_total(total)
+    }
+
+    fn check_total(&mut self, total: Option<u64>) -> Result<(), HttpError> {
+        match (self.total, total) {
+            (Some(before), Some(now)) if before != now => Err(HttpError::Changed { url: self.url.clone() }),
+            (None, Some(now)) => {
+                self.total = Some(now);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_tag(&mut self, headers: &HeaderMap) -> Result<(), HttpError> {
+        // A weak tag says nothing about bytes, so it can neither guard a range nor prove a change.
+        let tag = headers.get(header::ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/")).cloned();
+        match (&self.tag, tag) {
+            (Some(before), Some(now)) if *before != now => Err(HttpError::Changed { url: self.url.clone() }),
+            (None, now) => {
+                self.tag = now;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The next piece of the body; `None` at its end.
+    fn next_piece(&mut self) -> Result<Option<Bytes>, HttpError> {
+        let runtime = self.opener.runtime.clone();
+        loop {
+            let Some(body) = self.body.as_mut() else { return Ok(None) };
+            match runtime.block_on(patiently(&self.opener, body.frame())) {
+                Waited::Cancelled => return Err(self.cancelled()),
+                Waited::Stalled => return Err(self.stalled()),
+                Waited::Done(None) => return Ok(None),
+                Waited::Done(Some(Err(source))) => {
+                    return Err(HttpError::Unreachable { url: self.url.clone(), source: source.into() });
+                }
+                Waited::Done(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        self.fetched.fetch_add(data.len() as u64, Ordering::Relaxed);
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fills `rest`, resuming as often as it takes; leaves it empty at the end of the file.
+    fn fill(&mut self) -> Result<(), HttpError> {
+        let mut fruitless = 0;
+        let mut wait = FIRST_WAIT;
+        loop {
+            let problem = match self.next_piece() {
+                Ok(Some(piece)) => {
+                    self.rest = piece;
+                    return Ok(());
+                }
+                Ok(None) if self.total.is_none_or(|total| self.offset >= total) => return Ok(()),
+                Ok(None) => self.lies(format!("the connection ended at byte {}", self.offset)),
+                Err(error) => error,
+            };
+            self.body = None;
+            let mut problem = Some(problem);
+            while let Some(error) = problem.take() {
+                fruitless += 1;
+                if fruitless > MAX_FRUITLESS || error.disposition() != Disposition::Retry {
+                    return Err(error);
+                }
+                tracing::info!(offset = self.offset, error = error.to_string(), "the download is resumed");
+                self.pause(wait)?;
+                wait = wait.saturating_mul(2);
+                if let Err(again) = self.connect() {
+                    problem = Some(again);
+                }
+            }
+        }
+    }
+
+    fn drop_bytes(&mut self, mut count: u64) -> Result<(), HttpError> {
+        while count > 0 {
+            if self.rest.is_empty() {
+                match self.next_piece()? {
+                    Some(piece) => self.rest = piece,
+                    None => return Err(self.lies("it is shorter than it was".into())),
+                }
+            }
+            let step = self.rest.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+            let _ = self.rest.split_to(step);
+            count = count.saturating_sub(step as u64);
+        }
+        Ok(())
+    }
+
+    fn lies(&self, what: String) -> HttpError {
+        HttpError::Lies { url: self.url.clone(), what }
+    }
+
+    fn cancelled(&self) -> HttpError {
+        HttpError::Cancelled { url: self.url.clone() }
+    }
+
+    fn pause(&self, wait: Duration) -> Result<(), HttpError> {
+        let until = std::time::Instant::now() + wait;
+        while std::time::Instant::now() < until {
+            if self.opener.cancel.load(Ordering::Relaxed) {
+                return Err(self.cancelled());
+            }
+            std::thread::sleep(SLICE.min(wait));
+        }
+        Ok(())
+    }
+
+    fn stalled(&self) -> HttpError {
+        let seconds = self.opener.stall_timeout.as_secs();
+        HttpError::Stalled { url: self.url.clone(), seconds, offset: self.offset }
+    }
+}
+
+impl io::Read for HttpRead {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        if self.rest.is_empty() {
+            self.fill().map_err(io::Error::other)?;
+        }
+        let count = self.rest.len().min(buf.len());
+        let piece = self.rest.split_to(count);
+        if let Some(place) = buf.get_mut(..count) {
+            place.copy_from_slice(&piece);
+        }
+        self.offset = self.offset.saturating_add(count as u64);
+        Ok(count)
+    }
+}
+
+impl BundleRead for HttpRead {
+    fn total_len(&self) -> io::Result<Option<u64>> {
+        Ok(self.total)
+    }
+
+    fn skip_to(&mut self, offset: u64) -> io::Result<()> {
+        let gap = offset.checked_sub(self.offset).ok_or_else(|| io::Error::other("a source is read forward only"))?;
+        let held = (self.rest.len() as u64).min(gap);
+        let _ = self.rest.split_to(usize::try_from(held).unwrap_or(0));
+        self.offset = self.offset.saturating_add(held);
+        let gap = gap.saturating_sub(held);
+        if gap == 0 {
+            return Ok(());
+        }
+        if gap > DROP_LIMIT {
+            self.body = None;
+            self.offset = offset;
+            // An error here is not the end: the next read resumes from the same place.
+            return self.connect().or_else(|error| match error.disposition() {
+                Disposition::Retry => {
+                    self.body = None;
+                    Ok(())
+                }
+                _ => Err(io::Error::other(error)),
+            });
+        }
+        let copied = io::copy(&mut io::Read::take(&mut *self, gap), &mut io::sink())?;
+        if copied < gap { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+}
+
+enum Waited<T> {
+    Done(T),
+    Stalled,
+    Cancelled,
+}
+
+/// Waits for as long as a stall may last, and no longer than a quarter of a second once it is cancelled.
+async fn patiently<F: Future>(opener: &Opener, waited_for: F) -> Waited<F::Output> {
+    let mut waited_for = std::pin::pin!(waited_for);
+    let until = tokio::time::Instant::now() + opener.stall_timeout;
+    loop {
+        if opener.cancel.load(Ordering::Relaxed) {
+            return Waited::Cancelled;
+        }
+        let now = tokio::time::Instant::now();
+        if now >= until {
+            return Waited::Stalled;
+        }
+        if let Ok(done) = tokio::time::timeout(SLICE.min(until - now), &mut waited_for).await {
+            return Waited::Done(done);
+        }
+    }
+}
+
+/// The first byte and the total of `bytes FIRST-LAST/TOTAL`.
+fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let total: Option<u64> = if total == "*" { None } else { Some(total.parse().ok()?) };
+    (first <= last && total.is_none_or(|total| last < total)).then_some((first, total))
+}
+
+fn length_of(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Where a redirect leads: another http or https address, never from https down to http.
+fn redirected(from: &str, to: Option<&str>) -> Result<String, &'static str> {
+    let to = to.ok_or("to nowhere")?;
+    let secure = from.starts_with("https://");
+    if to.starts_with("https://") || to.starts_with("http://") && !secure {
+        return Ok(to.to_owned());
+    }
+    if to.starts_with("http://") {
+        return Err("from https to http");
+    }
+    let uri: Uri = from.parse().map_err(|_| "from an address that cannot be read")?;
+    match (to.starts_with('/') && !to.starts_with("//"), uri.scheme_str(), uri.authority()) {
+        (true, Some(scheme), Some(authority)) => Ok(format!("{scheme}://{authority}{to}")),
+        _ => Err("to an address that is not followed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_range_is_read_and_an_absurd_one_is_not() {
+        assert_eq!(parse_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(parse_range("bytes 5-9/*"), Some((5, None)));
+        for wrong in ["", "bytes 5-9", "bytes 9-5/10", "bytes 5-10/10", "bytes */10", "items 0-1/2", "bytes -1-2/3"] {
+            assert_eq!(parse_range(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_never_leads_from_https_to_http_nor_to_another_kind_of_place() {
+        assert_eq!(redirected("https://a/x", Some("https://b/y")), Ok("https://b/y".into()));
+        assert_eq!(redirected("http://a:8/x", Some("/y")), Ok("http://a:8/y".into()));
+        for (from, to) in [
+            ("https://a/x", Some("http://a/x")),
+            ("http://a/x", Some("file:///etc")),
+            ("http://a/x", Some("//b/y")),
+            ("http://a/x", None),
+        ] {
+            assert!(redirected(from, to).is_err(), "{from} to {to:?}");
+        }
+    }
+}
