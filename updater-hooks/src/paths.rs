@@ -12,6 +12,8 @@ pub(crate) const LOCAL_HEALTH: &str = "etc/bascule/health.d";
 pub(crate) const MASK: &str = "/dev/null";
 /// Where the kernel says which path an open file has.
 pub(crate) const OPEN_FILES: &str = "/proc/self/fd";
+/// The program that is running.
+pub(crate) const OURSELVES: &str = "/proc/self/exe";
 /// Working directory of a child that was not given one.
 pub(crate) const CHILD_DIRECTORY: &str = "/";
 /// Search path of every child.

@@ -11,13 +11,15 @@
 //!   `.dpkg-`) are passed over. Every other file that cannot be run is a *fault*, and a fault counts as a failure: a
 //!   guard that silently did not run would be no guard.
 //! - What is run is a regular file with an execute bit, owned by root or by who runs the agent, writable by nobody else.
+//!   It is a script whose first line names its interpreter (`#!`), or an ELF program of the same kind as the agent: the
+//!   C library would hand anything else to the shell, line by line.
 //! - Symbolic links are followed with the given root as `/`: in a prepared slot mounted somewhere, a link never leads
 //!   out of that slot. Links through `/proc` are refused.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +38,8 @@ pub const ENTRY_LIMIT: usize = 256;
 const NAME_LIMIT: usize = 60;
 /// How often a path is resolved again when something was renamed meanwhile.
 const RESOLVE_ATTEMPTS: u32 = 16;
+/// How much of an ELF file says what machine it is for: the head up to and with `e_machine`, in bytes.
+const ELF_HEAD: usize = 20;
 
 /// One file that is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,8 +145,33 @@ fn runnable(root: &Path, path: &Path) -> Result<PathBuf, String> {
         Err(format!("it belongs to user {}, who is not trusted here", metadata.uid()))
     } else if metadata.mode() & 0o022 != 0 {
         Err("others than its owner may write to it".to_owned())
+    } else if !has_fitting_head(&resolved.path).map_err(|error| error.to_string())? {
+        Err("it is neither a script that begins with #! nor a program for this machine".to_owned())
     } else {
         Ok(resolved.path)
+    }
+}
+
+/// Whether the file begins as something that the kernel itself can start here.
+fn has_fitting_head(path: &Path) -> io::Result<bool> {
+    let head = head_of(path)?;
+    let kind = elf_kind(&head);
+    Ok(head.starts_with(b"#!") || (kind.is_some() && kind == elf_kind(&head_of(Path::new(paths::OURSELVES))?)))
+}
+
+fn head_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(ELF_HEAD);
+    File::open(path)?.take(ELF_HEAD as u64).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+/// Class, byte order and machine of an ELF file: bytes 4, 5, 18 and 19 of its head.
+fn elf_kind(head: &[u8]) -> Option<[u8; 4]> {
+    match head {
+        [0x7f, b'E', b'L', b'F', class, order, .., low, high] if head.len() == ELF_HEAD => {
+            Some([*class, *order, *low, *high])
+        }
+        _ => None,
     }
 }
 
@@ -255,6 +284,25 @@ mod tests {
         wanted[4] = root.listing()[4].clone();
         assert!(wanted[4].starts_with("14-lost ! "));
         assert_eq!(root.listing(), wanted);
+    }
+
+    #[test]
+    fn what_the_c_library_would_hand_to_the_shell_is_a_fault() {
+        let root = Root::new();
+        let contents: [(&str, &[u8]); 4] = [
+            ("10-foreign", b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x41\x54\nexit 0\n"),
+            ("11-cut", b"\x7fELF\x02\x01\x01"),
+            ("12-lines", b"exit 0\n"),
+            ("13-empty", b""),
+        ];
+        for (name, content) in contents {
+            root.file(&format!("usr/d/{name}"), 0o755);
+            fs::write(root.0.path().join("usr/d").join(name), content).expect("a file");
+        }
+        fs::copy(std::env::current_exe().expect("ourselves"), root.0.path().join("usr/d/14-ours")).expect("a copy");
+        let listing = root.listing();
+        assert!(listing[..4].iter().all(|line| line.contains("! it is neither a script")), "{listing:?}");
+        assert_eq!(listing[4..], ["14-ours usr/d/14-ours"]);
     }
 
     #[test]

@@ -149,13 +149,10 @@ fn a_cancelled_child_is_ended_long_before_its_deadline() {
 #[test]
 fn what_cannot_be_started_says_why() {
     let dir = tempfile::tempdir().expect("a folder");
-    let foreign = dir.path().join("foreign");
-    // The head of a program for another kind of processor (ELF, machine 0x5441).
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x41\x54\x01\0\0\0".to_vec();
-    elf.resize(4096, 0);
-    fs::write(&foreign, elf).expect("a file");
-    fs::set_permissions(&foreign, fs::Permissions::from_mode(0o755)).expect("its mode");
-    for program in [foreign, dir.path().join("missing"), dir.path().to_owned()] {
+    let lost = dir.path().join("lost");
+    fs::write(&lost, "#!/nowhere/interpreter\n").expect("a file");
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o755)).expect("its mode");
+    for program in [lost, dir.path().join("missing"), dir.path().to_owned()] {
         let outcome = run(&Command::new(&program), &PATIENT, &AtomicBool::new(false));
         assert!(matches!(outcome.exit, Exit::NotStarted(ref why) if !why.is_empty()), "{program:?}: {outcome:?}");
     }
