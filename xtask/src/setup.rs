@@ -9,6 +9,7 @@ use anyhow::{Result, bail, ensure};
 use crate::cargo;
 
 /// One package, by its name in Debian 12 and 13 and in Ubuntu.
+#[derive(PartialEq, Eq)]
 struct Package {
     name: &'static str,
     /// A file of it, by which it is found where there is no dpkg: a program's name, or an absolute path.
@@ -45,6 +46,9 @@ const PACKAGES: [Package; 18] = [
     package("strace", "strace", "shows the order of writes and syncs to the tests"),
 ];
 
+/// What root can do without.
+const ONLY_WITHOUT_ROOT: &str = "uidmap";
+
 /// The command: installs what is missing, or with `--no-install` only lists everything.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -61,7 +65,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
 pub(crate) fn ensure() -> Result<()> {
     let missing = missing()?;
     if missing.is_empty() {
-        println!("setup: all {} packages are installed", PACKAGES.len());
+        println!("setup: everything is installed");
         return Ok(());
     }
     println!("setup: these packages are missing:");
@@ -75,7 +79,7 @@ pub(crate) fn ensure() -> Result<()> {
 fn list() -> Result<ExitCode> {
     let missing = missing()?;
     for package in &PACKAGES {
-        let is_missing = missing.iter().any(|other| other.name == package.name);
+        let is_missing = missing.contains(&package);
         print!("{}", if is_missing { "missing  " } else { "there    " });
         show(package);
     }
@@ -117,8 +121,9 @@ fn apt_get(arguments: &[&str]) -> Command {
 }
 
 fn missing() -> Result<Vec<&'static Package>> {
+    let needed = PACKAGES.iter().filter(|package| !(is_root() && package.name == ONLY_WITHOUT_ROOT));
     if !is_debian() {
-        return Ok(PACKAGES.iter().filter(|package| !is_there(package.proof)).collect());
+        return Ok(needed.filter(|package| !is_there(package.proof)).collect());
     }
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat=${db:Status-Abbrev} ${Package}\\n"]);
@@ -126,7 +131,7 @@ fn missing() -> Result<Vec<&'static Package>> {
     // It fails, and says so on standard error, as soon as one of them is unknown: that is no error here.
     let printed = query.stderr(Stdio::null()).output()?.stdout;
     let installed = installed(&String::from_utf8_lossy(&printed));
-    Ok(PACKAGES.iter().filter(|package| !installed.iter().any(|name| name == package.name)).collect())
+    Ok(needed.filter(|package| !installed.iter().any(|name| name == package.name)).collect())
 }
 
 /// The packages that dpkg calls installed: the second letter of the status, whatever is wanted of it.

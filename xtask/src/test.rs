@@ -56,10 +56,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
 pub(crate) fn tests(quick: bool, arguments: &[String]) -> Result<Sums> {
     let mut command = cargo::build("test")?;
     command.arg("--no-fail-fast");
-    if !arguments.iter().any(|argument| argument == "-p" || argument.starts_with("--package")) {
+    let named = arguments.iter().any(|argument| argument == "-p" || argument.starts_with("--package"));
+    if !named {
         command.arg("--workspace");
     }
-    if quick {
+    if !named && quick {
         command.args(["--exclude", "bascule-tests"]);
     }
     let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().context("cargo test cannot be started")?;

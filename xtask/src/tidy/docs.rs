@@ -1,6 +1,6 @@
 //! Rules about pages: ARCHITECTURE.md names every module, docs/errors.md every error code, and nothing that is not there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -13,6 +13,8 @@ const MAP: &str = "ARCHITECTURE.md";
 const ERRORS: &str = "docs/errors.md";
 /// Functions that return error codes.
 const CODE: &str = "code";
+/// Where the keys of the configuration stand, which have the form of codes.
+const CONFIG: &str = "agent/src/config";
 
 /// Checks both pages. A page that is not there has no lines.
 pub(super) fn check(workspace: &Path, sources: &[Source]) -> Result<Vec<Finding>> {
@@ -54,21 +56,42 @@ fn errors(page: &str, sources: &[Source]) -> Vec<Finding> {
     missing.chain(gone).collect()
 }
 
-/// Codes returned by a function called `code`, and where each stands first.
+/// Codes in the code, and where each stands first: what functions called `code` return, and beside that every literal of
+/// the same areas, for a code can also be handed on without such a function.
 fn codes_in_use(sources: &[Source]) -> BTreeMap<String, (String, usize)> {
+    let ours = || sources.iter().filter(|source| !source.path.starts_with("xtask/"));
+    let returned: Vec<&str> = ours().flat_map(returned_codes).collect();
+    let areas: BTreeSet<&str> = returned.iter().filter_map(|code| area_of(code)).collect();
+    let is_of_area = |text: &str| is_code(text) && area_of(text).is_some_and(|area| areas.contains(area));
     let mut found = BTreeMap::new();
-    for source in sources.iter().filter(|source| !source.path.starts_with("xtask/") && !source.is_test()) {
-        for function in source.functions().filter(|function| function.name == CODE) {
-            let body =
-                source.numbered().skip(function.first_line - 1).take(function.last_line + 1 - function.first_line);
-            for (line, code) in body.flat_map(|(line, text)| literals(text).into_iter().map(move |code| (line, code))) {
-                if is_code(code) {
+    for source in ours() {
+        for (line, text) in source.product_lines() {
+            let may_be_key = source.path.starts_with(CONFIG);
+            for code in literals(text).into_iter().filter(|text| is_of_area(text)) {
+                let is_key = may_be_key && area_of(code) != Some("config");
+                if returned.contains(&code) || !(is_key || is_file_name(code)) {
                     found.entry(code.to_owned()).or_insert_with(|| (source.path.clone(), line));
                 }
             }
         }
     }
     found
+}
+
+/// Codes in the functions called `code` of one file.
+fn returned_codes(source: &Source) -> impl Iterator<Item = &str> {
+    let bodies = source.functions().filter(|function| function.name == CODE && !source.is_test());
+    let lines = bodies.flat_map(|body| source.numbered().take(body.last_line).skip(body.first_line - 1));
+    lines.flat_map(|(_, line)| literals(line)).filter(|literal| is_code(literal))
+}
+
+fn area_of(code: &str) -> Option<&str> {
+    code.split_once('.').map(|(area, _)| area)
+}
+
+/// Whether it is the name of a file rather than a code.
+fn is_file_name(text: &str) -> bool {
+    [".toml", ".json", ".service", ".socket", ".img", ".d", ".cfg", ".bascule"].iter().any(|end| text.ends_with(end))
 }
 
 /// Codes that begin a heading, a row of a table or an item of a list.
@@ -125,12 +148,13 @@ mod tests {
     #[test]
     fn the_list_of_errors_has_every_code_and_no_other() {
         let text = "fn code(&self) -> &'static str {\n    match self {\n        A => \"bundle.truncated\",\n        B => \
-                    \"slot.held\",\n    }\n}\nfn other() {\n    \"no.code\"\n}\n";
+                    \"slot.held\",\n    }\n}\nfn other() {\n    f(\"no.code\", \"bundle.toml\", \"bundle.denied\")\n}\n";
         let sources = [Source::from_text("image-tools/src/error.rs", text)];
         let page = "| `bundle.truncated` | see `config.toml` |\n### `slot.lost`\nin `root.json` it says\n`x.y` too\n";
         assert_eq!(
             texts(errors(page, &sources)),
             [
+                "image-tools/src/error.rs:8: docs/errors.md does not list the code `bundle.denied`",
                 "image-tools/src/error.rs:4: docs/errors.md does not list the code `slot.held`",
                 "docs/errors.md:2: no code of ours is `slot.lost`"
             ]
