@@ -11,3 +11,4 @@ pub use images::{DemoSystem, Images};
 pub use machine::{Boot, CommandOutput, Machine, MachineBuilder, Stopped};
 pub use ping::{PingReport, PingWatch, Pong};
 pub use timeline::Timeline;
+pub mod scenes;

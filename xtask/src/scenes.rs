@@ -16,7 +16,7 @@ pub(crate) fn image(arguments: &[String]) -> Result<ExitCode> {
 
 /// Starts a ready device with its serial console on this terminal.
 pub(crate) fn vm(arguments: &[String]) -> Result<ExitCode> {
-    start("vm", arguments)
+    start("bascule-machine", arguments)
 }
 
 /// Shows the whole main job as a timeline.

@@ -1,0 +1,240 @@
+//! The demo's scenes, each played on a real machine in QEMU and held against what must come out.
+//!
+//! A scene begins with a system that is up and good, and ends with one. The demo plays them one after the other on one
+//! device; the tests play each on a device of its own.
+
+mod guest;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{HttpServer, Images, Machine, Timeline};
+use guest::{PATIENCE, text_at};
+
+/// A device in QEMU, the server it updates from, and the story that is told.
+pub struct Stage {
+    /// The systems and bundles.
+    pub images: Images,
+    /// The device.
+    pub machine: Machine,
+    /// Serves the folder with the bundles.
+    pub server: HttpServer,
+    /// What is told.
+    pub timeline: Timeline,
+}
+
+/// How a refusal is expected to look.
+struct Refusal<'r> {
+    what: &'r str,
+    bundle: &'r Path,
+    codes: &'r [&'r str],
+}
+
+impl Stage {
+    /// Sets a stage named `scene` with the factory disk, or with another one, and boots it.
+    ///
+    /// # Errors
+    /// When images are missing or the device does not come up.
+    pub fn set(scene: &str, disk: Option<&Path>) -> Result<Stage> {
+        let images = Images::load()?;
+        let server = HttpServer::serve(&images.directory)?;
+        let builder = Machine::builder(scene, &images);
+        let builder = if let Some(disk) = disk { builder.disk(disk) } else { builder };
+        let machine = builder.build()?;
+        let timeline = Timeline::begin(&machine.logs().join("timeline.txt"))?;
+        let mut stage = Stage { images, machine, server, timeline };
+        stage.timeline.heading("The device starts");
+        stage.machine.start()?;
+        stage.machine.wait_ready(PATIENCE)?;
+        stage.came_up()?;
+        Ok(stage)
+    }
+
+    /// A good system is installed while the old one keeps answering, boots, passes probation, is committed.
+    ///
+    /// # Errors
+    /// When any step is not as told.
+    pub fn installs_a_good_system(&mut self, name: &str) -> Result<()> {
+        let version = self.images.system(name)?.version.clone();
+        self.timeline.heading(&format!("A good system: {version}"));
+        let before = self.status()?;
+        let watch = self.machine.watch_ping();
+        self.install(name)?;
+        self.wait_for_state(&["activated"])?;
+        let report = watch.stop();
+        ensure!(report.failures == 0, "the ping service failed {} times during the install", report.failures);
+        ensure!(report.answers > 0, "the ping service was never asked");
+        let silence = report.longest_silence.as_millis();
+        self.say(
+            "service",
+            format!("answered {} pings during the install", report.answers),
+            &format!("longest silence {silence} ms"),
+        );
+        self.follow_into_target(&before)?;
+        self.wait_for_verdict(&version)?;
+        let status = self.status()?;
+        ensure!(text_at(&status, "/release/version") == version, "{version} does not run: {status}");
+        self.say(
+            "agent",
+            format!("{version} is committed in group {}", text_at(&status, "/booted")),
+            "probation passed",
+        );
+        Ok(())
+    }
+
+    /// Bundles that must not be installed are refused, each with its own code and hint; the target is not touched.
+    ///
+    /// # Errors
+    /// When one is taken, the code is another's, or a byte of the target changed.
+    pub fn refuses_bad_bundles(&mut self) -> Result<()> {
+        self.timeline.heading("Bundles that must be refused");
+        let before = self.target_digest()?;
+        let images = self.images.clone();
+        let older = &images.system("v1")?.bundle;
+        let refusals = [
+            Refusal { what: "signed by a stranger", bundle: &images.stranger, codes: &["trust.wrong-signature"] },
+            Refusal {
+                what: "made for other hardware",
+                bundle: &images.other_hardware,
+                codes: &["bundle.other-hardware"],
+            },
+            Refusal { what: "truncated", bundle: &images.truncated, codes: &["bundle.truncated"] },
+            Refusal { what: "older", bundle: older, codes: &["bundle.older", "trust.older-metadata"] },
+        ];
+        for refusal in refusals {
+            self.is_refused(&refusal)?;
+        }
+        let after = self.target_digest()?;
+        ensure!(before == after, "the target slot changed: {before} became {after}");
+        self.say(
+            "slot",
+            format!("the target still has SHA-256 {}...", after.get(..16).unwrap_or_default()),
+            "no byte was written",
+        );
+        Ok(())
+    }
+
+    /// A system that boots but is unhealthy is rolled back, and refused from then on.
+    ///
+    /// # Errors
+    /// When any step is not as told.
+    pub fn rolls_back_an_unhealthy_system(&mut self) -> Result<()> {
+        let bad = self.images.system("v3")?.clone();
+        self.timeline.heading(&format!("A system that boots but is not healthy: {}", bad.version));
+        let before = self.status()?;
+        self.install("v3")?;
+        self.wait_for_state(&["activated"])?;
+        self.follow_into_target(&before)?;
+        self.say("agent", "health checks run".into(), "the new system is in probation");
+        self.machine.follow_resets_until_ready(1, PATIENCE).context("it did not go back by itself")?;
+        self.is_back(&before, &bad.version, "unhealthy")?;
+        let again = Refusal { what: "offered again", bundle: &bad.bundle, codes: &["bundle.denied"] };
+        self.is_refused(&again)
+    }
+
+    /// A system that does not boot is given up by the loader; the old one says so.
+    ///
+    /// # Errors
+    /// When any step is not as told.
+    pub fn comes_back_from_a_system_that_does_not_boot(&mut self) -> Result<()> {
+        let bad = self.images.system("v4")?.clone();
+        self.timeline.heading(&format!("A system that does not boot: {}", bad.version));
+        let before = self.status()?;
+        self.install("v4")?;
+        self.wait_for_state(&["activated"])?;
+        self.say("device", "reboots".into(), "the loader is armed for three counted tries");
+        let starts = self.machine.follow_resets_until_ready(6, PATIENCE)?;
+        self.say(
+            "loader",
+            format!("started it {} times, then the old system", starts.saturating_sub(1)),
+            "the kernel panicked each time",
+        );
+        ensure!(starts == 4, "the old system came up at start {starts}: three tries and a fallback make four");
+        self.is_back(&before, &bad.version, "did-not-boot")
+    }
+
+    /// QEMU is killed in the middle of an install; the device starts the old system and finishes the install.
+    ///
+    /// # Errors
+    /// When any step is not as told.
+    pub fn finishes_an_interrupted_install(&mut self) -> Result<()> {
+        let good = self.images.system("v5")?.clone();
+        self.timeline.heading(&format!("QEMU is killed in the middle of installing {}", good.version));
+        let before = self.status()?;
+        // Slow enough that the middle can be met.
+        let size = std::fs::metadata(&good.bundle)?.len();
+        self.server.limit_bandwidth(Some(size / 20));
+        self.install("v5")?;
+        self.wait_for_progress(25)?;
+        self.machine.kill()?;
+        self.server.drop_connections();
+        self.server.limit_bandwidth(None);
+        self.say("power", "QEMU is killed".into(), "more than a quarter was written");
+        self.machine.start()?;
+        self.machine.wait_ready(PATIENCE)?;
+        let version = self.machine.ping()?.version;
+        ensure!(version == text_at(&before, "/release/version"), "{version} runs after the kill");
+        self.say("device", format!("started {version}"), "the target was not bootable while it was written");
+        self.wait_for_state(&["activated"])?;
+        self.say("agent", "finished the install by itself".into(), "the intent was recorded before the first write");
+        self.follow_into_target(&before)?;
+        self.wait_for_verdict(&good.version)?;
+        self.say("agent", format!("{} is committed", good.version), "probation passed");
+        Ok(())
+    }
+
+    fn follow_into_target(&mut self, before: &Value) -> Result<()> {
+        let starts = self.machine.follow_resets_until_ready(1, PATIENCE)?;
+        ensure!(starts == 1, "the new system came up at start {starts}");
+        let status = self.status()?;
+        let (old, new) = (text_at(before, "/booted"), text_at(&status, "/booted"));
+        ensure!(old != new, "group {old} is booted again: {status}");
+        let (wall, cpu) = self.machine.seconds()?;
+        let version = text_at(&status, "/release/version");
+        self.say(
+            "device",
+            format!("started {version} from group {new} in {wall:.0} s ({cpu:.0} s of processor)"),
+            "one try was counted",
+        );
+        Ok(())
+    }
+
+    fn is_back(&mut self, before: &Value, bad: &str, why: &str) -> Result<()> {
+        self.wait_for_state(&["idle"])?;
+        let status = self.status()?;
+        let version = text_at(&status, "/release/version");
+        ensure!(version == text_at(before, "/release/version"), "{version} runs, not the old system");
+        ensure!(text_at(&status, "/booted") == text_at(before, "/booted"), "another group is booted: {status}");
+        let denied = status.pointer("/deny").and_then(Value::as_array).into_iter().flatten();
+        let denied = denied.filter(|entry| text_at(entry, "/version") == bad).count();
+        ensure!(denied == 1, "{bad} is not on the deny-list: {status}");
+        let history = self.machine.succeed("bascule history --json")?;
+        ensure!(history.contains(why), "the history does not say {why}: {history}");
+        self.say("device", format!("runs {version} again"), &format!("{bad} is on the deny-list"));
+        for line in self.machine.succeed("bascule explain")?.lines().filter(|line| !line.trim().is_empty()) {
+            self.say("explain", line.trim_end().to_owned(), "");
+        }
+        Ok(())
+    }
+
+    fn is_refused(&mut self, refusal: &Refusal<'_>) -> Result<()> {
+        let name = refusal.bundle.file_name().context("a bundle without a name")?.to_string_lossy().into_owned();
+        let url = self.server.url_for_guest(&name);
+        let output = self.machine.run(&format!("bascule install {url}"))?;
+        ensure!(output.code == 1, "{name} ended with exit code {}: {}", output.code, output.text);
+        let line = |start: &str| {
+            let found = output.text.lines().map(str::trim).find(|line| line.starts_with(start));
+            found.map(str::to_owned).with_context(|| format!("no line {start:?} in: {}", output.text))
+        };
+        let (error, hint) = (line("error:")?, line("hint:")?);
+        let Some(code) = refusal.codes.iter().find(|code| error.contains(&format!("[{code}]"))) else {
+            bail!("{name} should be refused with {:?}: {error}", refusal.codes);
+        };
+        ensure!(text_at(&self.status()?, "/state") == "idle", "something is on its way after {code}");
+        self.say("agent", format!("refused the bundle {}", refusal.what), &error);
+        self.say("agent", hint, "");
+        Ok(())
+    }
+}
