@@ -33,7 +33,7 @@ cd "$work"
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
 test -n "$package"
-apt-get -q -o APT::Sandbox::User=root download "$package"
+apt-get -qq -o APT::Sandbox::User=root download "$package"
 mkdir kernel
 dpkg-deb --fsys-tarfile linux-image-*.deb | tar -x -C kernel
 version=$(ls kernel/lib/modules)
@@ -55,10 +55,12 @@ rm -rf "$work"
 "#;
 
 /// Takes away what a device with a read-only root and no logins does not use, and what only slows its start.
+///
+/// Nothing below `/var` and `/tmp`: mmdebstrap's own settings of apt are there, and without them its clean-up would work
+/// on the host's package lists. The copies of the tree do without them.
 const TRIM: &str = r#"
 cd "$1"
 rm -rf etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap
-find var run tmp -mindepth 1 -delete
 rm -f usr/lib/udev/hwdb.bin etc/udev/hwdb.bin
 rm -rf usr/lib/udev/hwdb.d usr/lib/systemd/catalog usr/share/bash-completion usr/share/zsh
 cd usr/lib/udev/rules.d
@@ -120,13 +122,9 @@ fn mmdebstrap(mode: &str) -> Command {
     for path in LEFT_OUT {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
     }
-    command.env("MODULES", MODULES);
-    command.arg(hook(ADD_KERNEL)).arg(hook(TRIM));
+    command.env("MODULES", MODULES).env("ADD_KERNEL", ADD_KERNEL).env("TRIM", TRIM);
+    command.args(["--customize-hook=set -eu; eval \"$ADD_KERNEL\"", "--customize-hook=set -eu; eval \"$TRIM\""]);
     command
-}
-
-fn hook(script: &str) -> String {
-    format!("--customize-hook=set -eu; {script}")
 }
 
 /// The proxy that the host's apt uses; the environment's is inherited anyway.

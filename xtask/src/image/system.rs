@@ -30,6 +30,7 @@ pub(super) struct Inputs {
 /// Copies the base tree and lays the overlay over it: `$1` base, `$2` overlay, `$3` the new tree.
 const COPY: &str = r#"
 cp -a --reflink=auto "$1" "$3"
+find "$3/var" "$3/run" "$3/tmp" -mindepth 1 -delete
 cp -dR --preserve=mode,links "$2/." "$3/"
 chmod 0700 "$3/root"
 "#;
