@@ -14,6 +14,7 @@ pub mod durable;
 pub mod engine;
 pub mod heartbeat;
 pub mod logging;
+pub mod api;
 pub mod paths;
 pub mod prepare;
 pub mod reboot;

@@ -1,0 +1,216 @@
+//! The paths of the API.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use bascule_core::{HistoryEntry, Then};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::failure::refused;
+use super::{Api, ApiError, Peer, Right, body, events};
+use crate::shared::{Answer, Command, Source, Submission};
+use crate::status::{Status, timestamp};
+
+/// The largest JSON body.
+const JSON_LIMIT: usize = 16 * 1024;
+/// How long a JSON body may take.
+const JSON_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the loop may take to take a command; the answer itself may take longer.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The description of this API.
+const OPENAPI: &str = include_str!("../../../docs/api/openapi.json");
+
+/// The body of `plan`, `prepare` and `install`, unless it is the bundle itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceRequest {
+    /// A URL or an absolute path on this device.
+    pub source: String,
+}
+
+/// One line of history, with its time as people write it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HistoryLine {
+    /// When it ended.
+    pub time: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub entry: HistoryEntry,
+}
+
+pub(super) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/events", get(watch_events))
+        .route("/v1/history", get(history))
+        .route("/v1/slots", get(slots))
+        .route("/v1/config", get(config))
+        .route("/v1/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], OPENAPI) }))
+        .route("/v1/plan", post(plan))
+        .route("/v1/prepare", post(prepare))
+        .route("/v1/install", post(install))
+        .route("/v1/activate", post(activate))
+        .route("/v1/commit", post(commit))
+        .route("/v1/rollback", post(rollback))
+        .route("/v1/cancel", post(cancel))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(authorise))
+        .with_state(api)
+}
+
+/// Whoever may only read gets no further with anything but a look; nothing about the request is believed before.
+async fn authorise(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
+    let looks = matches!(*request.method(), Method::GET | Method::HEAD);
+    if peer.right == Right::Command || looks {
+        return next.run(request).await;
+    }
+    tracing::warn!(uid = peer.caller.uid, pid = peer.caller.pid, "a command without the right to command");
+    ApiError::Forbidden { uid: peer.caller.uid }.into_response()
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_second()
+}
+
+impl Api {
+    fn status(&self) -> Status {
+        Status::of(&self.handle.snapshot.borrow(), now())
+    }
+}
+
+async fn status(State(api): State<Api>) -> Json<Status> {
+    Json(api.status())
+}
+
+async fn watch_events(State(api): State<Api>) -> Response {
+    events::stream(api.handle.snapshot.clone(), now)
+}
+
+async fn history(State(api): State<Api>) -> Json<Vec<HistoryLine>> {
+    let snapshot = api.handle.snapshot.borrow();
+    let line = |entry: &HistoryEntry| HistoryLine { time: timestamp(entry.at), entry: entry.clone() };
+    Json(snapshot.record.history.iter().rev().map(line).collect())
+}
+
+async fn slots(State(api): State<Api>) -> Response {
+    Json(api.status().groups).into_response()
+}
+
+async fn config(State(api): State<Api>) -> Response {
+    Json(api.config.as_ref().clone()).into_response()
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    ApiError::NotFound { path: uri.path().chars().take(100).collect() }
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::Method { path: uri.path().to_owned(), method: method.to_string() }
+}
+
+async fn plan(State(api): State<Api>, Extension(peer): Extension<Peer>, request: Request) -> Response {
+    match source(request).await {
+        Ok(source) => submit(&api, peer, Command::Plan { source }).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn prepare(State(api): State<Api>, Extension(peer): Extension<Peer>, request: Request) -> Response {
+    match source(request).await {
+        Ok(source) => submit(&api, peer, Command::Prepare { source, then: Then::Stop }).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn install(State(api): State<Api>, Extension(peer): Extension<Peer>, request: Request) -> Response {
+    match source(request).await {
+        Ok(source) => submit(&api, peer, Command::Prepare { source, then: Then::Activate }).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn activate(State(api): State<Api>, Extension(peer): Extension<Peer>) -> Response {
+    submit(&api, peer, Command::Activate).await
+}
+
+async fn commit(State(api): State<Api>, Extension(peer): Extension<Peer>) -> Response {
+    submit(&api, peer, Command::Commit).await
+}
+
+async fn rollback(State(api): State<Api>, Extension(peer): Extension<Peer>) -> Response {
+    submit(&api, peer, Command::RollBack).await
+}
+
+async fn cancel(State(api): State<Api>, Extension(peer): Extension<Peer>) -> Response {
+    submit(&api, peer, Command::Cancel).await
+}
+
+/// Hands a command to the loop and waits for its one answer.
+async fn submit(api: &Api, peer: Peer, command: Command) -> Response {
+    let (sender, receiver) = oneshot::channel();
+    let submission = Submission { command, caller: peer.caller, answer: sender };
+    match timeout(SUBMIT_TIMEOUT, api.handle.commands.send(submission)).await {
+        Err(_) => return ApiError::Busy.into_response(),
+        Ok(Err(_)) => return ApiError::NoAnswer.into_response(),
+        Ok(Ok(())) => {}
+    }
+    match receiver.await {
+        Ok(Ok(answer)) => {
+            let status = if matches!(answer, Answer::Accepted { .. }) { StatusCode::ACCEPTED } else { StatusCode::OK };
+            (status, Json(answer)).into_response()
+        }
+        Ok(Err(error)) => refused(error),
+        Err(_) => ApiError::NoAnswer.into_response(),
+    }
+}
+
+/// What the request names as its bundle, or carries.
+async fn source(request: Request) -> Result<Source, ApiError> {
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    match kind.split(';').next().unwrap_or_default().trim() {
+        "application/octet-stream" => Ok(Source::Stream(Box::new(body::pipe(request.into_body())))),
+        "application/json" => named(json(request.into_body()).await?),
+        _ => Err(bad("its content type must be application/json or application/octet-stream")),
+    }
+}
+
+async fn json(body: Body) -> Result<SourceRequest, ApiError> {
+    let whole = timeout(JSON_TIMEOUT, Limited::new(body, JSON_LIMIT).collect()).await;
+    let bytes = match whole {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(ApiError::TooLarge { limit: JSON_LIMIT }),
+        Ok(Err(_)) => return Err(bad("its body broke off")),
+        Err(_) => return Err(bad("its body did not come in time")),
+    };
+    serde_json::from_slice(&bytes).map_err(|error| bad(&format!("its body is not {{\"source\": \"...\"}} ({error})")))
+}
+
+fn named(request: SourceRequest) -> Result<Source, ApiError> {
+    let source = request.source;
+    if source.starts_with("http://") || source.starts_with("https://") {
+        return Ok(Source::Url(source));
+    }
+    let path = PathBuf::from(source);
+    if path.is_absolute() {
+        Ok(Source::File(path))
+    } else {
+        Err(bad("the source must be an http(s) URL or an absolute path"))
+    }
+}
+
+fn bad(problem: &str) -> ApiError {
+    ApiError::BadRequest { problem: problem.to_owned() }
+}
