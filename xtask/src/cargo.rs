@@ -9,6 +9,9 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, ensure};
 
+/// Where builds go, below the workspace's top folder.
+const BUILDS: &str = "target";
+
 /// The workspace's top folder.
 pub(crate) fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
@@ -29,6 +32,8 @@ pub(crate) fn build(subcommand: &str) -> Result<Command> {
     let triple = host_triple()?;
     let mut command = plain();
     command.args([subcommand, "--release", "--target", &triple]);
+    // The images and the tests look for the programs there.
+    command.env("CARGO_TARGET_DIR", workspace().join(BUILDS));
     // These would replace the flags below for some builds and not for others.
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
     command.env(flags_variable(&triple), "-C target-feature=+crt-static");
@@ -45,6 +50,14 @@ pub(crate) fn build_programs() -> Result<()> {
     let status = run(build("build")?.args(["--workspace", "--bins"]))?;
     ensure!(status.success(), "the programs do not build");
     Ok(())
+}
+
+/// Where [`build_programs`] puts them.
+///
+/// # Errors
+/// When the host's target cannot be found out.
+pub(crate) fn programs() -> Result<PathBuf> {
+    Ok(workspace().join(BUILDS).join(host_triple()?).join("release"))
 }
 
 /// Runs a command with our standard streams, and says how it ended.
