@@ -1,0 +1,162 @@
+//! What the backend asks of the system, call by call: nothing is truncated, every write is synced before the next one
+//! begins and read back past the page cache.
+//!
+//! The test starts itself under `strace` and compares the whole ordered list of calls on the settings files.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where it fails")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use bascule_boot::grub::{FACTORY_FALLBACK, FACTORY_GRUBENV};
+use bascule_boot::{BootBackend, GrubBackend};
+use bascule_core::{BootedGroup, Group, Tries};
+
+const DIRECTORY: &str = "BASCULE_TRACED_DIRECTORY";
+const CALL: &str = "BASCULE_TRACED_CALL";
+
+/// Not a test of its own: the traced half of the others.
+#[test]
+fn traced_call() {
+    let (Ok(dir), Ok(call)) = (std::env::var(DIRECTORY), std::env::var(CALL)) else { return };
+    let backend = GrubBackend::new(dir.into());
+    let (a, b) = (BootedGroup::proven(Group::A), BootedGroup::proven(Group::B));
+    let result = match call.as_str() {
+        "mark-unbootable b" => backend.mark_unbootable(a.target()),
+        "mark-unbootable a" => backend.mark_unbootable(b.target()),
+        "activate b" => backend.activate(a.target(), Tries::DEFAULT),
+        "mark-good a" => backend.mark_good(a),
+        "mark-good b" => backend.mark_good(b),
+        "roll-back b" => backend.roll_back(b),
+        _ => panic!("no such call"),
+    };
+    result.unwrap();
+}
+
+fn settings(order: &str, a: &str, b: &str) -> Vec<u8> {
+    let mut bytes = format!("# GRUB Environment Block\norder={order}\ngroup_a={a}\ngroup_b={b}\n").into_bytes();
+    bytes.resize(1024, b'#');
+    bytes
+}
+
+/// The effects of one call on the files, in order; `None` when there is no strace.
+fn effects(grubenv: Option<&[u8]>, fallback: Option<&[u8]>, call: &str) -> Option<Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("grub.cfg"), "").unwrap();
+    for (name, bytes) in [("grubenv", grubenv), ("fallback", fallback)] {
+        if let Some(bytes) = bytes {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+    }
+    let log = dir.path().join("strace");
+    let traced = Command::new("strace")
+        .args([
+            "-f",
+            "-y",
+            "-e",
+            "trace=openat,pwrite64,pread64,write,fsync,fdatasync,rename,unlink,ftruncate,fadvise64",
+        ])
+        .arg("-o")
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "traced_call"])
+        .env(DIRECTORY, dir.path())
+        .env(CALL, call)
+        .output();
+    let Ok(output) = traced else {
+        println!("skipped: strace is not installed");
+        return None;
+    };
+    if !output.status.success() && fs::read_to_string(&log).unwrap_or_default().is_empty() {
+        println!("skipped: strace cannot trace here: {}", String::from_utf8_lossy(&output.stderr));
+        return None;
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = fs::read_to_string(&log).unwrap();
+    Some(log.lines().filter_map(|line| effect(line, dir.path())).collect())
+}
+
+/// One line of strace as an effect, such as `sync grubenv`; reads through the page cache are none.
+fn effect(line: &str, dir: &Path) -> Option<String> {
+    let dir = dir.to_str().unwrap();
+    if !line.contains(dir) {
+        return None;
+    }
+    let (_, call) = line.split_once(' ')?;
+    let call = call.trim_start();
+    let (name, rest) = call.split_once('(')?;
+    let below = format!("{dir}/");
+    let file = rest.find(&below).map_or("directory", |at| {
+        let path = &rest[at + below.len()..];
+        path.split(['"', '>']).next().unwrap()
+    });
+    match name {
+        "openat" if ["O_TRUNC", "O_CREAT"].iter().any(|flag| rest.contains(flag)) => Some(format!("create {file}")),
+        "openat" if rest.contains("O_DIRECT") && !rest.contains("O_DIRECTORY") => {
+            Some(format!("read back {file}")).filter(|_| !rest.contains("EINVAL"))
+        }
+        "fadvise64" => Some(format!("read back {file}")),
+        "pwrite64" => {
+            assert!(rest.contains(", 1024, 0)"), "not one write of the whole block: {line}");
+            Some(format!("write {file}"))
+        }
+        "write" => Some(format!("write {file}")),
+        "fsync" | "fdatasync" => Some(format!("sync {file}")),
+        "rename" => Some(format!("rename {file}")),
+        "ftruncate" => Some(format!("truncate {file}")),
+        _ => None,
+    }
+}
+
+/// Where direct input is impossible, each read back begins with a sync of its own; that is not what these tests are about.
+fn compare(seen: Option<Vec<String>>, expected: &[&str]) {
+    let Some(mut seen) = seen else { return };
+    seen.dedup();
+    assert_eq!(seen, expected);
+}
+
+const IN_PLACE_GRUBENV: [&str; 3] = ["write grubenv", "sync grubenv", "read back grubenv"];
+const IN_PLACE_FALLBACK: [&str; 3] = ["write fallback", "sync fallback", "read back fallback"];
+/// The block is there already: it is synced and looked at, not written.
+const SAME_FALLBACK: [&str; 3] = ["read back fallback", "sync fallback", "read back fallback"];
+
+#[test]
+fn before_the_target_is_given_up_the_fallback_names_the_booted_group() {
+    let seen = effects(Some(&settings("b a", "good", "good")), Some(FACTORY_FALLBACK), "mark-unbootable a");
+    compare(seen, &[IN_PLACE_FALLBACK, IN_PLACE_GRUBENV].concat());
+}
+
+#[test]
+fn the_activation_is_one_write_of_the_existing_file() {
+    let seen = effects(Some(FACTORY_GRUBENV), Some(FACTORY_FALLBACK), "activate b");
+    compare(seen, &[SAME_FALLBACK, IN_PLACE_GRUBENV].concat());
+}
+
+#[test]
+fn a_commit_is_durable_before_the_fallback_follows() {
+    let seen = effects(Some(&settings("b a", "good", "2")), Some(FACTORY_FALLBACK), "mark-good b");
+    compare(seen, &[IN_PLACE_GRUBENV, IN_PLACE_FALLBACK].concat());
+}
+
+#[test]
+fn a_roll_back_is_durable_before_the_fallback_follows() {
+    let mut fallback = b"# GRUB Environment Block\nfallback=b\n".to_vec();
+    fallback.resize(1024, b'#');
+    let seen = effects(Some(&settings("b a", "good", "good")), Some(&fallback), "roll-back b");
+    compare(seen, &[IN_PLACE_GRUBENV, IN_PLACE_FALLBACK].concat());
+}
+
+#[test]
+fn lost_settings_are_made_anew_under_a_temporary_name_with_the_fallback_in_place() {
+    let anew = [
+        "create grubenv.new",
+        "write grubenv.new",
+        "sync grubenv.new",
+        "rename grubenv.new",
+        "sync directory",
+        "read back grubenv",
+    ];
+    let seen = effects(Some(b""), Some(FACTORY_FALLBACK), "mark-unbootable b");
+    compare(seen, &[&SAME_FALLBACK[..], &anew].concat());
+}
