@@ -10,6 +10,7 @@ use bascule_core::{BootId, ErrorReport, Phase, Record, Then};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::api::{self, Api};
 use crate::config::Config;
 use crate::device::{Device, DeviceError, Parts};
 use crate::engine::{End, Engine, Until, Wiring};
@@ -52,9 +53,13 @@ pub fn serve(paths: &Paths, config: Config) -> anyhow::Result<End> {
             }
             Err(error) => return Err(error).context("this device cannot be updated"),
         };
-        let listener = api::bind(&paths.socket(), &config.api.group).context("the API's socket cannot be made")?;
-        let handle = Handle { commands, snapshot };
-        let server = tokio::spawn(api::serve(listener, handle, stopping));
+        let listener = api::bind(paths, &config.api.group).context("the API's socket cannot be made")?;
+        let api = Api::new(Handle { commands, snapshot }, Arc::new(config));
+        let mut stopping = stopping;
+        let server = tokio::spawn(api::serve(listener, api, async move {
+            // A sender that is gone says the same as one that says stop.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        }));
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         tokio::spawn(feed_watchdog(heartbeat));
         let end = wait_for_end(ended, &stop).await?;
@@ -203,15 +208,4 @@ fn refuse_everything(
 #[must_use]
 pub fn default_root() -> PathBuf {
     PathBuf::from(Paths::ROOT)
-}
-mod api {
-    pub fn bind(_p: &std::path::Path, _g: &str) -> std::io::Result<tokio::net::UnixListener> {
-        unimplemented!()
-    }
-    pub async fn serve(
-        _l: tokio::net::UnixListener,
-        _h: crate::shared::Handle,
-        _s: tokio::sync::watch::Receiver<bool>,
-    ) {
-    }
 }

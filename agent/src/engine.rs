@@ -225,7 +225,7 @@ impl Engine {
 
     fn perform(&mut self, action: &Action, seen: &Observed) -> Result<Next, ErrorReport> {
         match action {
-            Action::Wait if self.until == Until::AtRest && seen.request.is_none() => Ok(Next::End(End::AtRest)),
+            Action::Wait if self.until == Until::AtRest => Ok(self.next_command_or_end()),
             Action::Wait => Ok(Next::Wait(LOOK_EVERY)),
             Action::Refuse(refusal) => {
                 self.refuse(*refusal);
@@ -240,6 +240,16 @@ impl Engine {
             Action::Reboot => self.reboot(),
             Action::Record(step) => self.record(step),
             loader => self.write_loader(loader),
+        }
+    }
+
+    fn next_command_or_end(&mut self) -> Next {
+        match self.commands.try_recv() {
+            Ok(submission) => {
+                self.take(submission);
+                Next::Look
+            }
+            Err(_) => Next::End(End::AtRest),
         }
     }
 

@@ -6,6 +6,7 @@
 //!                                          +---- Snapshot ----+--> state (record), prepare (slots), bascule-boot (loader)
 //! ```
 
+pub mod api;
 pub mod clock;
 pub mod config;
 pub mod daemon;
@@ -14,7 +15,6 @@ pub mod durable;
 pub mod engine;
 pub mod heartbeat;
 pub mod logging;
-pub mod api;
 pub mod paths;
 pub mod prepare;
 pub mod reboot;
