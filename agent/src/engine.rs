@@ -7,11 +7,12 @@
 mod health;
 mod hooks;
 mod offer;
+mod preparation;
 mod publish;
 mod units;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use bascule_core::{
@@ -23,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::device::{Device, DeviceError};
 use crate::heartbeat::Heartbeat;
-use crate::prepare::{Preparation, PrepareError};
+use crate::prepare::PrepareError;
 use crate::reboot;
 use crate::shared::{Answer, CheckView, Command, Progress, Refused, Snapshot, Source, Submission};
 use crate::source::{Fetched, Opener};
@@ -31,8 +32,6 @@ use crate::source::{Fetched, Opener};
 /// The wait after an act that failed; doubles with each failure in a row.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
-/// The longest wait between two attempts of a preparation.
-const LONGEST_RETRY: Duration = Duration::from_secs(600);
 /// With nothing to do, the world is looked at this often all the same.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -197,7 +196,7 @@ impl Engine {
         // What would have been decided without the request tells whether the request caused this.
         let unasked = decide(self.device.record(), &Observed { request: None, ..seen.clone() }, &policy);
         let asked = seen.request.is_some() && unasked.action != decision.action;
-        match self.perform(&decision.action, &seen) {
+        match self.perform(&decision.action) {
             Ok(next) => {
                 self.fault = None;
                 self.backoff = FIRST_BACKOFF;
@@ -223,7 +222,7 @@ impl Engine {
         Ok(seen)
     }
 
-    fn perform(&mut self, action: &Action, seen: &Observed) -> Result<Next, ErrorReport> {
+    fn perform(&mut self, action: &Action) -> Result<Next, ErrorReport> {
         match action {
             Action::Wait if self.until == Until::AtRest => Ok(self.next_command_or_end()),
             Action::Wait => Ok(Next::Wait(LOOK_EVERY)),
@@ -312,64 +311,6 @@ impl Engine {
             "recorded"
         );
         Ok(())
-    }
-
-    fn start_preparation(&mut self) -> Next {
-        if self.preparing.is_some() {
-            return Next::Wait(LOOK_EVERY);
-        }
-        let State::Preparing { deployment, attempt } = self.device.record().state.clone() else { return Next::Look };
-        let cancel = Arc::new(AtomicBool::new(false));
-        self.progress.send_replace(Progress { step: "opening the bundle".into(), ..Progress::default() });
-        let job = Preparation {
-            target: self.device.booted().target(),
-            slots: self.device.target_slots().cloned().collect(),
-            sysfs: crate::device::sysfs(&self.device.paths),
-            hooks: self.hook_settings(),
-            context: self.hook_context(None),
-            attempt: attempt.number,
-            cancel: cancel.clone(),
-            fetched: self.fetched.clone(),
-            progress: self.progress.clone(),
-            deployment,
-        };
-        units::stop(&self.device.config.prepare.stop_units);
-        let opened = self.opened.take();
-        let opener = offer::BundleOpener::new(&self.device, self.opener.with_cancel(cancel.clone()));
-        let sender = self.sender.clone();
-        tracing::info!(deployment = job.deployment.id.to_string(), attempt = job.attempt, "preparing");
-        let thread = std::thread::spawn(move || {
-            let bundle = match opened {
-                Some(bundle) => Ok(bundle),
-                None => opener.reopen(&job.deployment.source, job.fetched.clone()),
-            };
-            let outcome = bundle.and_then(|bundle| job.run(bundle));
-            // The loop may be gone already; then nobody needs to know.
-            let _ = sender.send(Event::Prepared(outcome));
-        });
-        self.preparing = Some(Job { cancel, thread });
-        Next::Look
-    }
-
-    fn stop_preparation(&mut self) {
-        if let Some(job) = self.preparing.take() {
-            job.cancel.store(true, Ordering::Relaxed);
-            let _ = job.thread.join();
-        }
-        self.progress.send_replace(Progress::default());
-        // Its last word must not be taken for that of the next one.
-        while let Ok(event) = self.events.try_recv() {
-            if !matches!(event, Event::Prepared(_)) {
-                let _ = self.sender.send(event);
-                break;
-            }
-        }
-    }
-
-    fn retry_wait(&self) -> Duration {
-        let State::Preparing { attempt, .. } = &self.device.record().state else { return Duration::ZERO };
-        let doublings = attempt.number.saturating_sub(1).min(16);
-        self.device.config.prepare.retry_wait.saturating_mul(1 << doublings).min(LONGEST_RETRY)
     }
 
     fn reboot(&mut self) -> Result<Next, ErrorReport> {
@@ -482,28 +423,6 @@ impl Engine {
             Event::Checked(checks) => self.checks = checks,
             Event::Verdict(health) => self.health = health,
         }
-    }
-
-    fn prepared(&mut self, outcome: Result<(), PrepareError>) {
-        let failure = match outcome {
-            Ok(()) => match self.record_durably(&Step::Prepared) {
-                Ok(()) => {
-                    self.progress.send_replace(Progress::default());
-                    units::start(&self.device.config.prepare.stop_units);
-                    return;
-                }
-                Err(error) => PreparationFailure { error, disposition: bascule_core::Disposition::Retry },
-            },
-            Err(error) => error.failure(),
-        };
-        tracing::error!(
-            code = failure.error.code,
-            error = failure.error.message,
-            cause = failure.error.cause.join(": "),
-            hint = failure.error.hint,
-            "the preparation failed"
-        );
-        self.failure = Some(failure);
     }
 
     fn say(&mut self, decision: &Decision) {

@@ -1,0 +1,97 @@
+//! Starts and ends the job thread that prepares a deployment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bascule_core::{Disposition, PreparationFailure, State, Step};
+
+use super::{Engine, Event, Job, LOOK_EVERY, Next, offer, units};
+use crate::device;
+use crate::prepare::{Preparation, PrepareError};
+use crate::shared::Progress;
+
+/// The longest wait between two attempts of a preparation.
+const LONGEST_RETRY: Duration = crate::config::RETRY_WAIT_LIMIT;
+
+impl Engine {
+    pub(super) fn start_preparation(&mut self) -> Next {
+        if self.preparing.is_some() {
+            return Next::Wait(LOOK_EVERY);
+        }
+        let State::Preparing { deployment, attempt } = self.device.record().state.clone() else { return Next::Look };
+        let cancel = Arc::new(AtomicBool::new(false));
+        self.progress.send_replace(Progress { step: "opening the bundle".into(), ..Progress::default() });
+        let job = Preparation {
+            target: self.device.booted().target(),
+            slots: self.device.target_slots().cloned().collect(),
+            sysfs: device::sysfs(&self.device.paths),
+            hooks: self.hook_settings(),
+            context: self.hook_context(None),
+            attempt: attempt.number,
+            cancel: cancel.clone(),
+            fetched: self.fetched.clone(),
+            progress: self.progress.clone(),
+            deployment,
+        };
+        units::stop(&self.device.config.prepare.stop_units);
+        let opened = self.opened.take();
+        let opener = offer::BundleOpener::new(&self.device, self.opener.with_cancel(cancel.clone()));
+        let sender = self.sender.clone();
+        tracing::info!(deployment = job.deployment.id.to_string(), attempt = job.attempt, "preparing");
+        let thread = std::thread::spawn(move || {
+            let bundle = match opened {
+                Some(bundle) => Ok(bundle),
+                None => opener.reopen(&job.deployment.source, job.fetched.clone()),
+            };
+            let outcome = bundle.and_then(|bundle| job.run(bundle));
+            // The loop may be gone already; then nobody needs to know.
+            let _ = sender.send(Event::Prepared(outcome));
+        });
+        self.preparing = Some(Job { cancel, thread });
+        Next::Look
+    }
+
+    pub(super) fn stop_preparation(&mut self) {
+        if let Some(job) = self.preparing.take() {
+            job.cancel.store(true, Ordering::Relaxed);
+            let _ = job.thread.join();
+        }
+        self.progress.send_replace(Progress::default());
+        // Its last word must not be taken for that of the next one.
+        while let Ok(event) = self.events.try_recv() {
+            if !matches!(event, Event::Prepared(_)) {
+                let _ = self.sender.send(event);
+                break;
+            }
+        }
+    }
+
+    pub(super) fn retry_wait(&self) -> Duration {
+        let State::Preparing { attempt, .. } = &self.device.record().state else { return Duration::ZERO };
+        let doublings = attempt.number.saturating_sub(1).min(16);
+        self.device.config.prepare.retry_wait.saturating_mul(1 << doublings).min(LONGEST_RETRY)
+    }
+
+    pub(super) fn prepared(&mut self, outcome: Result<(), PrepareError>) {
+        let failure = match outcome {
+            Ok(()) => match self.record_durably(&Step::Prepared) {
+                Ok(()) => {
+                    self.progress.send_replace(Progress::default());
+                    units::start(&self.device.config.prepare.stop_units);
+                    return;
+                }
+                Err(error) => PreparationFailure { error, disposition: Disposition::Retry },
+            },
+            Err(error) => error.failure(),
+        };
+        tracing::error!(
+            code = failure.error.code,
+            error = failure.error.message,
+            cause = failure.error.cause.join(": "),
+            hint = failure.error.hint,
+            "the preparation failed"
+        );
+        self.failure = Some(failure);
+    }
+}
