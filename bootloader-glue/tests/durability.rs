@@ -15,6 +15,8 @@ use bascule_core::{BootedGroup, Group, Tries};
 
 const DIRECTORY: &str = "BASCULE_TRACED_DIRECTORY";
 const CALL: &str = "BASCULE_TRACED_CALL";
+/// The code of the error that the traced call must end with, if any.
+const ERROR: &str = "BASCULE_TRACED_ERROR";
 
 /// Not a test of its own: the traced half of the others.
 #[test]
@@ -31,7 +33,8 @@ fn traced_call() {
         "roll-back b" => backend.roll_back(b),
         _ => panic!("no such call"),
     };
-    result.unwrap();
+    let code = result.err().map(|error| error.code());
+    assert_eq!(code, std::env::var(ERROR).ok().as_deref());
 }
 
 fn settings(order: &str, a: &str, b: &str) -> Vec<u8> {
@@ -159,4 +162,37 @@ fn lost_settings_are_made_anew_under_a_temporary_name_with_the_fallback_in_place
     ];
     let seen = effects(Some(b""), Some(FACTORY_FALLBACK), "mark-unbootable b");
     compare(seen, &[&SAME_FALLBACK[..], &anew].concat());
+}
+
+/// Activates under a strace that spoils one call on `grubenv`; the call must end with this error.
+fn activation_fails_when(spoil: &str, error: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("grub.cfg"), "").unwrap();
+    fs::write(dir.path().join("fallback"), FACTORY_FALLBACK).unwrap();
+    fs::write(dir.path().join("grubenv"), FACTORY_GRUBENV).unwrap();
+    let traced = Command::new("strace")
+        .args(["-f", "-P"])
+        .arg(dir.path().join("grubenv"))
+        .args(["-e", "trace=pread64,pwrite64,fsync", "-e", &format!("inject={spoil}"), "-o", "/dev/stderr"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "traced_call"])
+        .envs([(DIRECTORY, dir.path().to_str().unwrap()), (CALL, "activate b"), (ERROR, error)])
+        .output();
+    match traced {
+        Err(error) => println!("skipped: strace is not installed: {error}"),
+        Ok(output) if !String::from_utf8_lossy(&output.stderr).contains("INJECTED") => {
+            println!("skipped: strace cannot spoil calls here: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output) => assert!(output.status.success(), "{spoil}: {}", String::from_utf8_lossy(&output.stdout)),
+    }
+}
+
+#[test]
+fn a_write_or_sync_or_read_back_that_fails_is_never_a_success() {
+    activation_fails_when("pread64:retval=0:when=2", "boot.read-back");
+    activation_fails_when("pread64:error=EIO:when=2", "boot.read");
+    activation_fails_when("fsync:error=EIO:when=1", "boot.write");
+    activation_fails_when("pwrite64:error=EIO:when=1", "boot.write");
+    activation_fails_when("pwrite64:error=ENOSPC:when=1", "boot.write");
+    activation_fails_when("pwrite64:retval=512:when=1", "boot.write");
 }
