@@ -260,9 +260,11 @@ fn the_target_is_opened_and_the_booted_slot_never() {
     file.write_all(b"new system").unwrap();
     assert_eq!(fs::metadata(&b.device).unwrap().len(), SLOT, "opening or writing changed the slot's size");
     assert_eq!(open_target(a, target, &sysfs).unwrap_err().code(), "disk.not-a-target");
-    // Swapped: the settings or the caller believe that b runs, but a does.
+    // The caller believes that b runs, but a does: neither slot is given away.
     let wrong = BootedGroup::proven(Group::B).target();
-    assert_eq!(open_target(a, wrong, &sysfs).unwrap_err().code(), "disk.not-a-target");
+    for slot in [a, b] {
+        assert_eq!(open_target(slot, wrong, &sysfs).unwrap_err().code(), "disk.not-a-target");
+    }
     disk.mount_root(dir.path(), 4).unwrap();
     assert_eq!(open_target(b, target, &sysfs).unwrap_err().code(), "disk.not-a-target");
 }
@@ -282,4 +284,26 @@ fn a_mounted_or_moved_target_is_refused_and_the_mount_point_named() {
     fs::write(&mountinfo, before).unwrap();
     edit(&dir.path().join("sys/devices/vda/vda4/size"), |_| "16".into());
     assert_eq!(open_target(b, layout.booted.target(), &sysfs).unwrap_err().code(), "disk.table-changed");
+}
+
+#[test]
+fn overlapping_entries_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sysfs, disk) = machine(dir.path(), "vda", SLOT).unwrap();
+    let mut table = gpt::GptConfig::new().writable(true).open(disk.image(dir.path())).unwrap();
+    let mut partitions = table.partitions().clone();
+    partitions.get_mut(&4).unwrap().first_lba -= 1;
+    // The crate refuses to write such a table through its own check, so the entry is written by itself.
+    let (start, size) = {
+        let header = table.primary_header().unwrap();
+        (header.part_start, header.part_size)
+    };
+    partitions[&4].write_to_device(table.device_mut(), 3, start, gpt::disk::DEFAULT_SECTOR_SIZE, size).unwrap();
+    let mut header = table.primary_header().unwrap().clone();
+    header.write_primary(table.device_mut(), gpt::disk::DEFAULT_SECTOR_SIZE).unwrap();
+    damage(&disk.image(dir.path()), -512, b"damaged");
+    // The backup is damaged as well: only the overlapping copy is left.
+    edit(&dir.path().join("sys/devices/vda/vda4/start"), |text| (text.trim().parse::<u64>().unwrap() - 1).to_string());
+    edit(&dir.path().join("sys/devices/vda/vda4/size"), |text| (text.trim().parse::<u64>().unwrap() + 1).to_string());
+    assert_eq!(code(locate(&sysfs, &slots())), "disk.overlap");
 }

@@ -143,3 +143,31 @@ fn a_trial_whose_try_cannot_be_saved_is_not_started() {
     assert_eq!(start.grubenv, Some(bytes));
     assert_eq!(start.said, ["bascule: skipping group b, its try cannot be counted", "bascule: trying group a, good"]);
 }
+
+#[test]
+fn each_act_changes_exactly_the_lines_that_the_documentation_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    factory(dir.path());
+    let backend = GrubBackend::new(dir.path().to_owned());
+    let (a, b) = (BootedGroup::proven(Group::A), BootedGroup::proven(Group::B));
+    let expect = |lines: &str, fallback: &str| {
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        let lines = lines.replace(". ", "\n");
+        assert_eq!(read("grubenv").trim_end_matches('#'), format!("# GRUB Environment Block\n{lines}\n"));
+        assert_eq!(read("fallback").trim_end_matches('#'), format!("# GRUB Environment Block\nfallback={fallback}\n"));
+    };
+    backend.activate(a.target(), Tries::DEFAULT).unwrap();
+    expect("order=b a. group_a=good. group_b=3", "a");
+    start(dir.path());
+    expect("order=b a. group_a=good. group_b=2", "a");
+    backend.mark_good(b).unwrap();
+    expect("order=b a. group_a=good. group_b=good", "b");
+    backend.roll_back(b).unwrap();
+    expect("order=a b. group_a=good. group_b=bad", "a");
+    backend.activate(a.target(), Tries::new(1).unwrap()).unwrap();
+    start(dir.path());
+    expect("order=b a. group_a=good. group_b=0", "a");
+    backend.mark_unbootable(a.target()).unwrap();
+    expect("order=a b. group_a=good. group_b=bad", "a");
+    assert_eq!(fs::read(dir.path().join("grubenv")).unwrap(), FACTORY_GRUBENV);
+}
