@@ -354,6 +354,21 @@ impl Machine {
         Pong::ask(self.ping_address())
     }
 
+    /// Waits until the demo's own service answers.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_for_ping(&self, patience: Duration) -> Result<Pong> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.ping() {
+                Ok(pong) => return Ok(pong),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
     /// Begins to ask the demo's own service again and again.
     #[must_use]
     pub fn watch_ping(&self) -> PingWatch {

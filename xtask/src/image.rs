@@ -14,6 +14,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::cargo;
+
 use cache::{Key, cached};
 use demo::{VERSIONS, Version};
 use system::Inputs;
@@ -59,21 +61,20 @@ pub(crate) struct System {
 /// # Errors
 /// When a program that is needed is missing or fails; its output is in the error.
 pub(crate) fn ensure() -> Result<Images> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no folder above it")?;
-    let target = workspace.join("target");
-    let directory = target.join("bascule");
+    let workspace = cargo::workspace();
+    let directory = workspace.join("target/bascule");
     std::fs::create_dir_all(&directory)?;
     let lock = File::create(directory.join(".lock"))?;
     lock.lock().context("cannot wait for another `cargo xtask image`")?;
 
     let (base, base_key) = base::ensure(&directory)?;
-    let tool = system::program(&target, "bascule-image")?;
+    let tool = system::program("bascule-image")?;
     let keys = keys(&directory, &tool, "keys")?;
     let strangers = keys_of_strangers(&directory, &tool)?;
     let kernel = cached(&directory, "vmlinuz", &base_key, |partial| {
         std::fs::copy(base.join("boot/vmlinuz"), partial).map(drop).context("cannot copy the kernel")
     })?;
-    let inputs = Inputs::find(workspace, &target, base, tool, keys.join("root.json"))?;
+    let inputs = Inputs::find(workspace, base, tool, keys.join("root.json"))?;
     let key = Key::of((base_key, inputs.key()?, SLOT_SIZE));
 
     let systems = both_at_once(&VERSIONS, |version| make_system(&directory, &inputs, &keys, version, &key))?;

@@ -4,14 +4,13 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
+
+use crate::cargo;
 
 use super::cache::{self, Key};
 use super::demo::{self, Behaviour, VERSIONS, Version};
 use super::shell;
-
-/// Where release builds end up, in the order of preference: static ones run on any guest.
-const RELEASE_FOLDERS: [&str; 3] = ["x86_64-unknown-linux-musl/release", "x86_64-unknown-linux-gnu/release", "release"];
 
 /// Everything a system is made of beside its version.
 pub(super) struct Inputs {
@@ -40,18 +39,12 @@ const REMOVE_INIT: &str = r#"cd "$1" && rm -f usr/sbin/init usr/bin/init etc/ini
 
 impl Inputs {
     /// Finds the inputs in the workspace.
-    pub(super) fn find(
-        workspace: &Path,
-        target: &Path,
-        base: PathBuf,
-        tool: PathBuf,
-        trust_root: PathBuf,
-    ) -> Result<Inputs> {
+    pub(super) fn find(workspace: &Path, base: PathBuf, tool: PathBuf, trust_root: PathBuf) -> Result<Inputs> {
         Ok(Inputs {
             base,
             tool,
-            daemon: program(target, "basculed")?,
-            command_line: program(target, "bascule")?,
+            daemon: program("basculed")?,
+            command_line: program("bascule")?,
             packaging: workspace.join("agent/packaging"),
             loader_files: workspace.join("bootloader-glue/grub"),
             trust_root,
@@ -79,17 +72,11 @@ impl Inputs {
     }
 }
 
-/// The newest release build of one of our programs.
-pub(super) fn program(target: &Path, name: &str) -> Result<PathBuf> {
-    let newest = RELEASE_FOLDERS
-        .iter()
-        .map(|folder| target.join(folder).join(name))
-        .filter_map(|path| Some((path.metadata().and_then(|m| m.modified()).ok()?, path)))
-        .max();
-    match newest {
-        Some((_, path)) => Ok(path),
-        None => bail!("{name} was not built: there is no release build below {}", target.display()),
-    }
+/// The release build of one of our programs.
+pub(super) fn program(name: &str) -> Result<PathBuf> {
+    let path = cargo::programs()?.join(name);
+    ensure!(path.exists(), "{name} was not built: there is no {}", path.display());
+    Ok(path)
 }
 
 /// Makes the tree of one version, hands it to `work` and removes it.
