@@ -15,6 +15,7 @@ pub mod durable;
 pub mod engine;
 pub mod heartbeat;
 pub mod logging;
+pub mod cli;
 pub mod paths;
 pub mod prepare;
 pub mod reboot;

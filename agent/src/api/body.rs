@@ -11,6 +11,8 @@ use tokio::sync::mpsc;
 const PIECES: usize = 4;
 /// How long the caller may send nothing while the reader waits.
 const STALL: Duration = Duration::from_secs(60);
+/// How long a caller may go on sending what nobody reads.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// The reading end.
 pub(super) struct Pipe {
@@ -47,10 +49,20 @@ async fn fill(mut body: Body, sender: mpsc::Sender<io::Result<Bytes>>) {
         };
         // An empty piece is the end that the caller declared; a channel that just closes is none.
         let last = piece.as_ref().map_or(true, Bytes::is_empty);
-        if sender.send(piece).await.is_err() || last {
+        if sender.send(piece).await.is_err() && !last {
+            return drain(body).await;
+        }
+        if last {
             return;
         }
     }
+}
+
+/// Nobody reads on, but a connection that is closed with unread bytes takes the answer with it: read them to nowhere
+/// for as long as the caller may need to see that answer.
+async fn drain(mut body: Body) {
+    let ended = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(DRAIN, ended).await;
 }
 
 impl Read for Pipe {

@@ -1,0 +1,273 @@
+//! One function per command.
+
+use std::path::absolute;
+
+use bascule_core::Blocker;
+use serde::Serialize;
+
+use super::client::Client;
+use super::failure::CliError;
+use super::follow::{Follow, Goal};
+use super::progress::Reporter;
+use super::text::{Paint, clean, json_line, json_pretty, out, table};
+use super::{Cli, ConfigVerb, Exit, Options, Verb, explain, show, show_lists, upload};
+use crate::api::HistoryLine;
+use crate::config::Config;
+use crate::paths::Paths;
+use crate::shared::Answer;
+use crate::status::{BootSettings, Groups, StateWord, Status};
+
+pub(super) async fn run(cli: &Cli) -> Result<Exit, CliError> {
+    let options = &cli.options;
+    let client = options.client();
+    match &cli.command {
+        Verb::Status { watch: false } => status(options, &client).await,
+        Verb::Status { watch: true } => watch(options, &client).await,
+        Verb::Check => check(options, &client).await,
+        Verb::Plan(argument) => plan(options, &client, &argument.bundle).await,
+        Verb::Prepare(argument) => deploy(options, &client, "/v1/prepare", &argument.bundle, Goal::Prepared).await,
+        Verb::Install(argument) => deploy(options, &client, "/v1/install", &argument.bundle, Goal::Started).await,
+        Verb::Activate => step(options, &client, "/v1/activate", Some(Goal::Started)).await,
+        Verb::Rollback => step(options, &client, "/v1/rollback", Some(Goal::GoneBack)).await,
+        Verb::Commit => step(options, &client, "/v1/commit", None).await,
+        Verb::Cancel => step(options, &client, "/v1/cancel", None).await,
+        Verb::History => history(options, &client).await,
+        Verb::Explain { id } => explain::explain(options, &client, id.as_deref()).await,
+        Verb::Slots => slots(options, &client).await,
+        Verb::Config(ConfigVerb::Check) => Ok(config_check(options)),
+    }
+}
+
+async fn status(options: &Options, client: &Client) -> Result<Exit, CliError> {
+    let status: Status = client.get("/v1/status").await?;
+    if options.json {
+        json_pretty(&status);
+    } else {
+        show::status(&status, Paint::stdout()).iter().for_each(|line| out(line));
+    }
+    Ok(Exit::Done)
+}
+
+async fn watch(options: &Options, client: &Client) -> Result<Exit, CliError> {
+    let mut events = client.events().await?;
+    let mut reporter = Reporter::new(options.json);
+    while let Some(status) = events.next().await? {
+        reporter.show(&status);
+    }
+    reporter.note("the daemon has gone away");
+    Ok(Exit::TryLater)
+}
+
+async fn plan(options: &Options, client: &Client, bundle: &str) -> Result<Exit, CliError> {
+    let answer = match bundle {
+        "-" => client.command_with("/v1/plan", upload::standard_input().body).await?,
+        named => client.command_on("/v1/plan", source(named)?).await?,
+    };
+    let Answer::Plan(plan) = answer else { return Ok(Exit::Done) };
+    if options.json {
+        json_pretty(&plan);
+    } else {
+        show_lists::plan(&plan, Paint::stdout()).iter().for_each(|line| out(line));
+    }
+    Ok(match plan.blockers.as_slice() {
+        [] => Exit::Done,
+        [Blocker { code, .. }] if code == bascule_core::offer::SAME => Exit::NothingToDo,
+        _ => Exit::Failed,
+    })
+}
+
+async fn deploy(options: &Options, client: &Client, path: &str, bundle: &str, goal: Goal) -> Result<Exit, CliError> {
+    let (answer, sent) = if bundle == "-" {
+        let upload = upload::standard_input();
+        (client.command_with(path, upload.body).await?, Some(upload.sent))
+    } else {
+        (client.command_on(path, source(bundle)?).await?, None)
+    };
+    let id = match &answer {
+        Answer::Accepted { deployment } => Some(deployment.id.0.clone()),
+        _ => None,
+    };
+    if !options.no_monitor {
+        return Follow::new(client, options.json, goal, id).run().await;
+    }
+    if let Some(sent) = sent {
+        // The daemon reads what this process sends: leaving earlier would break the bundle off.
+        let _ = sent.await;
+    }
+    accepted(options, &answer);
+    Ok(Exit::Done)
+}
+
+fn accepted(options: &Options, answer: &Answer) {
+    match answer {
+        _ if options.json => json_line(answer),
+        Answer::Accepted { deployment: it } => {
+            out(&format!("accepted: {} {} into group {}, deployment {}", it.product, it.version, it.target, it.id));
+        }
+        _ => out("accepted"),
+    }
+}
+
+/// A command on what is on its way already.
+async fn step(options: &Options, client: &Client, path: &str, goal: Option<Goal>) -> Result<Exit, CliError> {
+    let before: Status = client.get("/v1/status").await?;
+    let answer = client.command(path).await?;
+    match goal.filter(|_| !options.no_monitor) {
+        Some(goal) => {
+            let id = before.deployment.map(|deployment| deployment.id);
+            Follow::new(client, options.json, goal, id).run().await
+        }
+        None if options.no_monitor => {
+            accepted(options, &answer);
+            Ok(Exit::Done)
+        }
+        None => {
+            let after: Status = client.get("/v1/status").await?;
+            if options.json { json_line(&after) } else { out(&clean(&after.details)) }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+async fn history(options: &Options, client: &Client) -> Result<Exit, CliError> {
+    let lines: Vec<HistoryLine> = client.get("/v1/history").await?;
+    if options.json {
+        json_pretty(&lines);
+    } else {
+        show_lists::history(&lines, Paint::stdout()).iter().for_each(|line| out(line));
+    }
+    Ok(Exit::Done)
+}
+
+async fn slots(options: &Options, client: &Client) -> Result<Exit, CliError> {
+    if options.json {
+        json_pretty(&client.get::<Groups>("/v1/slots").await?);
+    } else {
+        let status: Status = client.get("/v1/status").await?;
+        show_lists::slots(&status).iter().for_each(|line| out(line));
+    }
+    Ok(Exit::Done)
+}
+
+/// A URL as it is; a path made absolute, because the daemon has another working directory.
+fn source(bundle: &str) -> Result<String, CliError> {
+    if bundle.starts_with("http://") || bundle.starts_with("https://") {
+        return Ok(bundle.to_owned());
+    }
+    let path = absolute(bundle).map_err(|source| CliError::Path { path: bundle.to_owned(), source })?;
+    Ok(path.display().to_string())
+}
+
+fn config_check(options: &Options) -> Exit {
+    let paths = Paths::under(&options.root);
+    match Config::load(&paths) {
+        Ok(config) if options.json => json_pretty(&serde_json::json!({ "ok": true, "faults": [], "config": config })),
+        Ok(_) => out(&format!("{}: no fault found", paths.config().display())),
+        Err(error) => {
+            if options.json {
+                json_pretty(&serde_json::json!({ "ok": false, "faults": error.faults }));
+            } else {
+                let paint = Paint::stderr();
+                for fault in &error.faults {
+                    let text = clean(&fault.to_string());
+                    eprintln!("{} [{}] {text}\n  hint: {}", paint.bad("error:"), fault.code, clean(&fault.hint));
+                }
+            }
+            return Exit::Failed;
+        }
+    }
+    Exit::Done
+}
+
+/// One thing that `check` looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    ok: bool,
+    retryable: bool,
+    subject: &'static str,
+    message: String,
+    hint: String,
+}
+
+impl Finding {
+    fn good(subject: &'static str, message: impl Into<String>) -> Self {
+        Finding { ok: true, retryable: false, subject, message: message.into(), hint: String::new() }
+    }
+
+    fn bad(subject: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Finding { ok: false, retryable: false, subject, message: message.into(), hint: hint.into() }
+    }
+}
+
+async fn check(options: &Options, client: &Client) -> Result<Exit, CliError> {
+    let mut findings = vec![match Config::load(&Paths::under(&options.root)) {
+        Ok(_) => Finding::good("configuration", "no fault found"),
+        Err(error) => {
+            let faults: Vec<String> = error.faults.iter().map(ToString::to_string).collect();
+            Finding::bad("configuration", faults.join("; "), "`bascule config check` explains every fault")
+        }
+    }];
+    match client.get::<Status>("/v1/status").await {
+        Ok(status) => findings.extend(look_at(&status)),
+        Err(error) => {
+            let refused = error.refused();
+            findings.push(Finding::bad("daemon", refused.error.message, refused.error.hint));
+        }
+    }
+    report(options, &findings);
+    let faults: Vec<&Finding> = findings.iter().filter(|finding| !finding.ok).collect();
+    Ok(match faults.as_slice() {
+        [] => Exit::Done,
+        faults if faults.iter().all(|fault| fault.retryable) => Exit::TryLater,
+        _ => Exit::Failed,
+    })
+}
+
+fn look_at(status: &Status) -> Vec<Finding> {
+    let mut found = vec![Finding::good("daemon", format!("answers, version {}", status.agent))];
+    found.push(match status.boot_settings {
+        BootSettings::Intact => Finding::good("boot settings", "intact"),
+        BootSettings::Damaged => Finding::bad("boot settings", "damaged", "the daemon rebuilds them: look again soon"),
+        BootSettings::Unknown => Finding::bad("boot settings", "cannot be read", "is the boot partition mounted?"),
+    });
+    found.push(match status.state {
+        StateWord::Idle => Finding::good("state", "an update may begin"),
+        StateWord::Prepared => Finding::good("state", "a bundle is prepared; another one may take its place"),
+        StateWord::Newer | StateWord::Unreadable => {
+            let hint = status.error.as_ref().map_or("update this system's agent", |error| &error.hint);
+            Finding::bad("state", status.details.clone(), hint)
+        }
+        _ => Finding {
+            retryable: true,
+            ..Finding::bad("state", status.details.clone(), "wait for it: `bascule status --watch`")
+        },
+    });
+    found.extend(status.blocked.iter().map(|blocker| Finding {
+        retryable: true,
+        ..Finding::bad("waiting", format!("[{}] {}", blocker.code, blocker.reason), blocker.hint.clone())
+    }));
+    let failing = status.checks.iter().filter(|check| !check.passed && check.requirement == "required");
+    found.extend(failing.map(|check| {
+        Finding::bad("health", format!("{} fails: {}", check.name, check.output), "look at what the check needs")
+    }));
+    found
+}
+
+fn report(options: &Options, findings: &[Finding]) {
+    if options.json {
+        let ok = findings.iter().all(|finding| finding.ok);
+        return json_pretty(&serde_json::json!({ "ok": ok, "findings": findings }));
+    }
+    let row = |finding: &Finding| {
+        let mark = if finding.ok { "ok" } else { "FAIL" };
+        vec![mark.to_owned(), finding.subject.to_owned(), clean(&finding.message)]
+    };
+    let paint = Paint::stdout();
+    let rows: Vec<Vec<String>> = findings.iter().map(row).collect();
+    for (line, finding) in table(&rows).iter().zip(findings) {
+        out(&if finding.ok { line.clone() } else { line.replacen("FAIL", &paint.bad("FAIL"), 1) });
+        if !finding.ok && !finding.hint.is_empty() {
+            out(&format!("      hint: {}", clean(&finding.hint)));
+        }
+    }
+}

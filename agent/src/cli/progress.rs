@@ -1,0 +1,112 @@
+//! Shows one status after the other: a bar on a terminal, a line per change elsewhere, or JSON lines.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::text::{bytes, clean, json_line, out};
+use crate::shared::Progress;
+use crate::status::{StateWord, Status};
+
+const BAR: &str = "{msg} [{bar:30}] {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+
+/// Shows changes.
+pub(super) struct Reporter {
+    way: Way,
+    last: String,
+    progress: Option<Progress>,
+}
+
+enum Way {
+    Json,
+    Lines,
+    Bar(ProgressBar),
+}
+
+impl Reporter {
+    pub(super) fn new(json: bool) -> Self {
+        let terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        let way = match (json, terminal) {
+            (true, _) => Way::Json,
+            (false, false) => Way::Lines,
+            (false, true) => Way::Bar(bar()),
+        };
+        Reporter { way, last: String::new(), progress: None }
+    }
+
+    /// Shows a status, unless it looks like the last one.
+    pub(super) fn show(&mut self, status: &Status) {
+        if status.state == StateWord::Prepared {
+            self.summarise();
+        }
+        let (line, key) = (clean(&status.details), key(status));
+        let changed = std::mem::replace(&mut self.last, key.clone()) != key;
+        match (&self.way, &status.progress) {
+            (Way::Json, _) => json_line(status),
+            (Way::Lines, _) if changed => out(&line),
+            (Way::Lines, _) => {}
+            (Way::Bar(bar), Some(progress)) => {
+                bar.set_length(progress.total_bytes);
+                bar.set_position(progress.done_bytes);
+                bar.set_message(clean(&progress.step));
+            }
+            (Way::Bar(bar), None) if changed => bar.suspend(|| out(&line)),
+            (Way::Bar(_), None) => {}
+        }
+        self.progress.clone_from(&status.progress);
+    }
+
+    /// Says something that is no status.
+    pub(super) fn note(&mut self, text: &str) {
+        self.finish();
+        if !matches!(self.way, Way::Json) {
+            out(text);
+        }
+    }
+
+    /// Takes the bar away.
+    pub(super) fn finish(&mut self) {
+        if let Way::Bar(bar) = &self.way {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn summarise(&mut self) {
+        let Some(progress) = self.progress.take() else { return };
+        let text = summary(&progress);
+        match &self.way {
+            Way::Json => {}
+            Way::Lines => out(&text),
+            Way::Bar(bar) => {
+                bar.finish_and_clear();
+                out(&text);
+            }
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5)).with_style(style.progress_chars("=> "))
+}
+
+fn summary(progress: &Progress) -> String {
+    format!(
+        "{} written and read back, {} fetched, {} kept",
+        bytes(progress.total_bytes.saturating_sub(progress.kept_bytes)),
+        bytes(progress.fetched_bytes),
+        bytes(progress.kept_bytes)
+    )
+}
+
+/// What must change before another line is worth it: every tenth of the progress, every step, everything else.
+fn key(status: &Status) -> String {
+    match &status.progress {
+        Some(progress) => {
+            let attempt = status.deployment.as_ref().and_then(|deployment| deployment.attempt);
+            let codes: Vec<&str> = status.blocked.iter().map(|blocker| blocker.code.as_str()).collect();
+            format!("{} {} {attempt:?} {codes:?}", progress.step, progress.percent / 10)
+        }
+        None => format!("{} {}", status.state.as_str(), status.details),
+    }
+}
