@@ -11,11 +11,13 @@
 //! | [`keys`] | signing keys on the developer's host |
 //! | [`release`] | `release.toml`: what a root says it is |
 //! | [`write`](mod@write) | makes bundles |
+//! | [`disk`] | makes A/B disk images and ext4 images |
 //! | [`limits`] | every bound on what comes from outside |
 //! | [`error`] | what can be wrong with a bundle, with codes and hints |
 
 mod blocking;
 pub mod decode;
+pub mod disk;
 pub mod error;
 pub mod format;
 pub mod keys;

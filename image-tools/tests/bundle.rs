@@ -131,7 +131,8 @@ fn edited(house: &House, edit: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
 fn a_validly_signed_manifest_that_breaks_a_rule_is_refused() {
     let house = House::new();
     assert_eq!(code(house.read(&edited(&house, |json| json["future"] = "is ignored".into()))), "taken");
-    let cases: [(&str, &dyn Fn(&mut serde_json::Value)); 12] = [
+    type Edit<'a> = &'a dyn Fn(&mut serde_json::Value);
+    let cases: [(&str, Edit<'_>); 12] = [
         ("bundle.unknown-critical", &|json| json["critical"] = vec!["future"].into()),
         ("bundle.manifest-invalid", &|json| json["version"] = "1/2".into()),
         ("bundle.manifest-invalid", &|json| json["compatible"] = serde_json::json!([])),

@@ -1,0 +1,176 @@
+//! `bascule-image disk` and `bascule-image image`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bascule_image::disk::{BOOT_FILES, DiskSpec, Ext4, FALLBACK_EPOCH, Part, Sizes, SlotContent, create_disk};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{show, value};
+
+/// The commands about disks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Disk {
+    /// Make an A/B disk image that boots in UEFI machines through GRUB.
+    Create(Create),
+}
+
+/// The commands about root images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Make an ext4 image of a tree: the same tree gives the same bytes.
+    Create(Root),
+}
+
+/// What a disk image is made of.
+#[derive(Debug, Args)]
+#[group(id = "a", required = true, multiple = true, args = ["tree", "root_image"])]
+pub(crate) struct Create {
+    /// The root tree of slot a, and where the loader's files are found. Owners are taken as they are: run it as root, or
+    /// under fakeroot, on a tree that was made so.
+    #[arg(long)]
+    tree: Option<PathBuf>,
+    /// A ready image for slot a, such as a bundle's payload; the tree then only gives the loader's files.
+    #[arg(long)]
+    root_image: Option<PathBuf>,
+    /// A root tree for slot b [default: an empty slot].
+    #[arg(long, conflicts_with = "root_image_b")]
+    tree_b: Option<PathBuf>,
+    /// A ready image for slot b.
+    #[arg(long)]
+    root_image_b: Option<PathBuf>,
+    /// The loader's files [default: usr/lib/bascule/boot/grub of the tree].
+    #[arg(long)]
+    boot_files: Option<PathBuf>,
+    /// Where GRUB's modules for x86_64-efi are [default: where grub-mkimage looks].
+    #[arg(long)]
+    grub_modules: Option<PathBuf>,
+    /// Size of each root slot.
+    #[arg(long, default_value = "512M", value_parser = value::size)]
+    slot_size: u64,
+    /// Size of the data partition.
+    #[arg(long, default_value = "256M", value_parser = value::size)]
+    data_size: u64,
+    /// Size of the EFI system partition.
+    #[arg(long, default_value = "128M", value_parser = value::size)]
+    esp_size: u64,
+    /// What identifiers are derived from: give each disk of one machine its own.
+    #[arg(long, default_value = "bascule")]
+    seed: String,
+    /// The disk image to write.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a root image is made of.
+#[derive(Debug, Args)]
+pub(crate) struct Root {
+    /// The root tree. Owners are taken as they are: run it as root, or under fakeroot, on a tree that was made so.
+    #[arg(long)]
+    tree: PathBuf,
+    /// Size of the image.
+    #[arg(long, value_parser = value::size)]
+    size: u64,
+    /// Label of the file system.
+    #[arg(long, default_value = "root")]
+    label: String,
+    /// What identifiers are derived from.
+    #[arg(long, default_value = "bascule")]
+    seed: String,
+    /// The image to write.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Disk {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let Disk::Create(create) = self;
+        create.run()
+    }
+}
+
+impl Image {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let Image::Create(root) = self;
+        root.run()
+    }
+}
+
+impl Create {
+    fn run(self) -> anyhow::Result<()> {
+        let slot = |image: Option<PathBuf>, tree: Option<PathBuf>| match (image, tree) {
+            (Some(image), _) => SlotContent::Image(image),
+            (None, Some(tree)) => SlotContent::Tree(tree),
+            (None, None) => SlotContent::Empty,
+        };
+        let boot_files = self.boot_files.or_else(|| self.tree.as_ref().map(|tree| tree.join(BOOT_FILES)));
+        let spec = DiskSpec {
+            root_a: slot(self.root_image, self.tree),
+            root_b: slot(self.root_image_b, self.tree_b),
+            boot_files: boot_files.context("without --tree, --boot-files must say where the loader's files are")?,
+            grub_modules: self.grub_modules,
+            sizes: Sizes { esp: self.esp_size, slot: self.slot_size, data: self.data_size },
+            seed: self.seed,
+            epoch: epoch()?,
+        };
+        let parts = create_disk(&spec, &self.output)?;
+        let (length, stored) = lengths(&self.output)?;
+        if self.json {
+            show::json(&json!({ "disk": self.output, "bytes": length, "stored": stored, "partitions": parts }));
+        } else {
+            show::line(format_args!(
+                "{}  {}, {} stored",
+                self.output.display(),
+                show::size(length),
+                show::size(stored)
+            ));
+            for Part { number, name, offset, size, partuuid } in &parts {
+                let (at, size) = (show::size(*offset), show::size(*size));
+                show::line(format_args!("  {number}  {name:8} {size:>11} at {at:>11}  PARTUUID={partuuid}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Root {
+    fn run(self) -> anyhow::Result<()> {
+        let image =
+            Ext4 { tree: Some(self.tree), size: self.size, label: self.label, seed: self.seed, epoch: epoch()? };
+        image.create(&self.output)?;
+        let (length, stored) = lengths(&self.output)?;
+        if self.json {
+            show::json(&json!({ "image": self.output, "bytes": length, "stored": stored }));
+        } else {
+            show::line(format_args!(
+                "{}  {}, {} stored",
+                self.output.display(),
+                show::size(length),
+                show::size(stored)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The time of all new time stamps: `SOURCE_DATE_EPOCH`, as reproducible-builds.org describes it.
+fn epoch() -> anyhow::Result<u64> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds")),
+        Err(_) => Ok(FALLBACK_EPOCH),
+    }
+}
+
+/// A file's length, and how much of it takes room on the disk.
+fn lengths(path: &Path) -> anyhow::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let about = std::fs::metadata(path).with_context(|| format!("reading {path:?} failed"))?;
+    Ok((about.len(), about.blocks() * 512))
+}

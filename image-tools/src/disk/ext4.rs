@@ -1,0 +1,75 @@
+//! Makes ext4 images with `mke2fs`: the same tree, size and seed give the same bytes.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::error::DiskError;
+use super::layout::identifier;
+use super::tool;
+
+/// The time stamp that is used where none is given: 2026-01-01.
+pub const FALLBACK_EPOCH: u64 = 1_767_225_600;
+
+/// Named one by one, so that the host's mke2fs.conf changes nothing. Without `metadata_csum_seed` and `orphan_file`, which
+/// older GRUBs refuse, and without `resize_inode`, for a slot never grows.
+const FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,\
+                        huge_file,dir_nlink,extra_isize,metadata_csum";
+
+/// What an ext4 image is made of.
+#[derive(Debug, Clone)]
+pub struct Ext4 {
+    /// The tree to fill it with, owners and modes as `lstat` tells them; empty without one.
+    pub tree: Option<PathBuf>,
+    /// Size of the image in bytes.
+    pub size: u64,
+    /// The file system's label.
+    pub label: String,
+    /// What its identifiers are derived from, with the label.
+    pub seed: String,
+    /// Seconds since 1970 for all time stamps of the file system itself.
+    pub epoch: u64,
+}
+
+impl Ext4 {
+    /// Makes the image `output`, whole or not at all, sparse.
+    ///
+    /// # Errors
+    /// When `mke2fs` is missing or fails, mostly because the tree does not fit.
+    pub fn create(&self, output: &Path) -> Result<(), DiskError> {
+        let unfinished = output.with_extension("unfinished");
+        let failed = DiskError::at("writing", output);
+        let file = File::create(&unfinished).map_err(&failed)?;
+        file.set_len(self.size).map_err(&failed)?;
+        if let Err(error) = self.fill(&unfinished) {
+            // Nothing refers to it yet, so a leftover is all that a failure here would be.
+            let _ = fs::remove_file(&unfinished);
+            return Err(error);
+        }
+        file.sync_all().map_err(&failed)?;
+        fs::rename(&unfinished, output).map_err(&failed)
+    }
+
+    fn fill(&self, image: &Path) -> Result<(), DiskError> {
+        let uuid = identifier(&self.seed, &format!("file system {}", self.label)).to_string();
+        let hash_seed = identifier(&self.seed, &format!("hash seed {}", self.label));
+        let extended = format!("hash_seed={hash_seed},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0");
+        let mut arguments: Vec<OsString> =
+            ["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-O", FEATURES]
+                .into_iter()
+                .chain(["-J", "size=8", "-E", &extended, "-U", &uuid, "-L", &self.label])
+                .map(OsString::from)
+                .collect();
+        if let Some(tree) = &self.tree {
+            arguments.extend(["-d".into(), tree.into()]);
+        }
+        arguments.push(image.into());
+        let settings = [
+            ("MKE2FS_CONFIG", "/dev/null".to_owned()),
+            ("MKE2FS_SKIP_PROGRESS", "1".to_owned()),
+            ("E2FSPROGS_FAKE_TIME", self.epoch.to_string()),
+            ("SOURCE_DATE_EPOCH", self.epoch.to_string()),
+        ];
+        tool::run("mke2fs", arguments, &settings)
+    }
+}
