@@ -26,6 +26,7 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
 
 /// Measures.
 pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
+    setup::ensure_for_bench()?;
     start("bench", arguments)
 }
 

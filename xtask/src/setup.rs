@@ -21,7 +21,7 @@ const fn package(name: &'static str, proof: &'static str, reason: &'static str) 
     Package { name, proof, reason }
 }
 
-const PACKAGES: [Package; 18] = [
+const PACKAGES: [Package; 17] = [
     package("gcc", "gcc", "compiles zstd and aws-lc and links our programs"),
     package("libc6-dev", "/usr/include/stdio.h", "the C library's headers and its static form"),
     package("binutils", "strip", "takes the debug information off the programs that go into a guest"),
@@ -41,9 +41,16 @@ const PACKAGES: [Package; 18] = [
         "checks those systems' packages",
     ),
     package("uidmap", "newuidmap", "makes those systems without being root"),
-    package("cpio", "cpio", "packs early files for a guest's kernel"),
     package("kmod", "depmod", "picks the kernel modules of the guests"),
     package("strace", "strace", "shows the order of writes and syncs to the tests"),
+];
+
+/// What only `cargo xtask bench` needs.
+const FOR_BENCH: [Package; 4] = [
+    package("rauc", "rauc", "what an install is measured against"),
+    package("squashfs-tools", "mksquashfs", "rauc makes its bundles with it"),
+    package("openssl", "openssl", "makes the keys that rauc signs with"),
+    package("dbus", "dbus-daemon", "rauc talks to itself over it"),
 ];
 
 /// What root can do without.
@@ -63,7 +70,19 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
 /// # Errors
 /// When something is missing and cannot be installed; the text says what to do by hand.
 pub(crate) fn ensure() -> Result<()> {
-    let missing = missing()?;
+    ensure_all(&PACKAGES)
+}
+
+/// Sees that what only the measurements need is there too.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_for_bench() -> Result<()> {
+    ensure_all(&FOR_BENCH)
+}
+
+fn ensure_all(packages: &'static [Package]) -> Result<()> {
+    let missing = missing(packages)?;
     if missing.is_empty() {
         println!("setup: everything is installed");
         return Ok(());
@@ -77,8 +96,8 @@ pub(crate) fn ensure() -> Result<()> {
 }
 
 fn list() -> Result<ExitCode> {
-    let missing = missing()?;
-    for package in &PACKAGES {
+    let missing = [missing(&PACKAGES)?, missing(&FOR_BENCH)?].concat();
+    for package in PACKAGES.iter().chain(&FOR_BENCH) {
         let is_missing = missing.contains(&package);
         print!("{}", if is_missing { "missing  " } else { "there    " });
         show(package);
@@ -120,14 +139,14 @@ fn apt_get(arguments: &[&str]) -> Command {
     command
 }
 
-fn missing() -> Result<Vec<&'static Package>> {
-    let needed = PACKAGES.iter().filter(|package| !(is_root() && package.name == ONLY_WITHOUT_ROOT));
+fn missing(packages: &'static [Package]) -> Result<Vec<&'static Package>> {
+    let needed = packages.iter().filter(|package| !(is_root() && package.name == ONLY_WITHOUT_ROOT));
     if !is_debian() {
         return Ok(needed.filter(|package| !is_there(package.proof)).collect());
     }
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat=${db:Status-Abbrev} ${Package}\\n"]);
-    query.args(PACKAGES.iter().map(|package| package.name));
+    query.args(packages.iter().map(|package| package.name));
     // It fails, and says so on standard error, as soon as one of them is unknown: that is no error here.
     let printed = query.stderr(Stdio::null()).output()?.stdout;
     let installed = installed(&String::from_utf8_lossy(&printed));
@@ -175,10 +194,10 @@ mod tests {
 
     #[test]
     fn every_package_has_a_reason_and_is_named_once() {
-        let mut names: Vec<_> = PACKAGES.iter().map(|package| package.name).collect();
+        let mut names: Vec<_> = PACKAGES.iter().chain(&FOR_BENCH).map(|package| package.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), PACKAGES.len());
+        assert_eq!(names.len(), PACKAGES.len() + FOR_BENCH.len());
         assert!(PACKAGES.iter().all(|package| !package.reason.is_empty() && !package.proof.is_empty()));
     }
 }
