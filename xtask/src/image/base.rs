@@ -77,7 +77,7 @@ for unit in *.wants/*; do
     case ${unit##*/} in
     kmod-static-nodes.service | systemd-journald.service | systemd-modules-load.service) ;;
     systemd-tmpfiles-setup*.service | systemd-udev*.service | systemd-journald*.socket | systemd-udevd-*.socket) ;;
-    dbus.socket | sys-kernel-config.mount) ;;
+    dbus.socket) ;;
     *) rm "$unit" ;;
     esac
 done

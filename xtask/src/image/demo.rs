@@ -42,7 +42,7 @@ const PLAIN: u32 = 0o644;
 const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
-const FILES: [(&str, u32, &str); 18] = [
+const FILES: [(&str, u32, &str); 19] = [
     ("etc/fstab", PLAIN, include_str!("files/fstab")),
     ("etc/hostname", PLAIN, "bascule-demo\n"),
     ("etc/hosts", PLAIN, "127.0.0.1 localhost bascule-demo\n"),
@@ -52,6 +52,7 @@ const FILES: [(&str, u32, &str); 18] = [
     ("etc/modules-load.d/demo.conf", PLAIN, "virtio_pci\nvirtio_net\nvirtio_rng\n"),
     ("etc/systemd/journald.conf.d/demo.conf", PLAIN, include_str!("files/journald.conf")),
     ("etc/systemd/system.conf.d/demo.conf", PLAIN, include_str!("files/system.conf")),
+    ("etc/systemd/system/systemd-udev-trigger.service.d/demo.conf", PLAIN, include_str!("files/udev-trigger.conf")),
     ("etc/systemd/system/demo-network.service", PLAIN, include_str!("files/demo-network.service")),
     ("etc/systemd/system/ping.service", PLAIN, include_str!("files/ping.service")),
     ("etc/systemd/system/shell-ttyS0.service", PLAIN, include_str!("files/shell-ttyS0.service")),
@@ -82,6 +83,8 @@ pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path
     let links = overlay.join("etc/systemd/network");
     std::fs::create_dir_all(&links)?;
     symlink("/dev/null", links.join("99-default.link"))?;
+    // There is nothing to remount: the root stays as the kernel mounted it.
+    symlink("/dev/null", overlay.join("etc/systemd/system/systemd-remount-fs.service"))?;
     for mount_point in ["data", "boot/efi"] {
         std::fs::create_dir_all(overlay.join(mount_point))?;
     }
