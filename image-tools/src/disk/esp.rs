@@ -9,7 +9,7 @@ use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::error::DiskError;
 use super::layout::{Part, identifier};
-use super::{DiskSpec, tool};
+use super::{DiskSpec, dots, tool};
 
 /// A cluster holds a whole environment block, which is therefore never in two pieces: GRUB and the agent write it in place.
 const CLUSTER_BYTES: u32 = 1024;
@@ -76,7 +76,10 @@ fn write_fat(part: &Part, files: &[(&str, Vec<u8>)], place: &Path, volume_id: u3
     for (path, bytes) in files {
         write_file(volume.root_dir(), path, bytes)?;
     }
-    volume.unmount()
+    // Counting them makes the volume note how many clusters are free.
+    volume.stats()?;
+    volume.unmount()?;
+    dots::repair(&OpenOptions::new().read(true).write(true).open(place)?)
 }
 
 fn write_file<T: fatfs::ReadWriteSeek>(root: Dir<'_, T>, path: &str, bytes: &[u8]) -> io::Result<()> {

@@ -1,7 +1,9 @@
 //! Makes ext4 images with `mke2fs`: the same tree, size and seed give the same bytes.
 
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::DiskError;
@@ -70,6 +72,47 @@ impl Ext4 {
             ("E2FSPROGS_FAKE_TIME", self.epoch.to_string()),
             ("SOURCE_DATE_EPOCH", self.epoch.to_string()),
         ];
-        tool::run("mke2fs", arguments, &settings)
+        tool::run("mke2fs", arguments, &settings)?;
+        match &self.tree {
+            Some(tree) => settle_times(tree, image, self.epoch),
+            None => Ok(()),
+        }
     }
+}
+
+/// Gives every file its time of last change as its times of access and of status change too, for these tell when the tree
+/// was copied or read on the host. Names with a line feed cannot be told to `debugfs` and keep theirs.
+fn settle_times(tree: &Path, image: &Path, epoch: u64) -> Result<(), DiskError> {
+    let mut script = String::new();
+    script_for(tree, "", &mut script)?;
+    let commands = image.with_extension("times");
+    fs::write(&commands, script).map_err(DiskError::at("writing", &commands))?;
+    let arguments = ["-w".into(), "-f".into(), commands.clone().into(), image.into()];
+    let done = tool::run("debugfs", arguments.into(), &[("E2FSPROGS_FAKE_TIME", epoch.to_string())]);
+    fs::remove_file(&commands).map_err(DiskError::at("removing", &commands))?;
+    done
+}
+
+fn script_for(path: &Path, inside: &str, script: &mut String) -> Result<(), DiskError> {
+    let failed = DiskError::at("reading", path);
+    let about = fs::symlink_metadata(path).map_err(&failed)?;
+    let quoted = if inside.is_empty() { "/".into() } else { inside.replace('"', "\"\"") };
+    for field in ["atime", "ctime"] {
+        let _ = writeln!(script, "set_inode_field \"{quoted}\" {field} @{}", about.mtime());
+    }
+    if !about.is_dir() {
+        return Ok(());
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(&failed)? {
+        names.push(entry.map_err(&failed)?.file_name());
+    }
+    names.sort();
+    for name in names {
+        match name.to_str().filter(|name| !name.contains('\n')) {
+            Some(text) => script_for(&path.join(&name), &format!("{inside}/{text}"), script)?,
+            None => continue,
+        }
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@
 //!      5 data     empty ext4
 //! ```
 
+mod dots;
 mod error;
 mod esp;
 mod ext4;
