@@ -65,7 +65,7 @@ struct Options {
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// A folder that stands for the device's root.
-    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    #[arg(long, global = true, value_name = "DIR", default_value = Paths::ROOT)]
     root: PathBuf,
 }
 

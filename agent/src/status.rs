@@ -4,6 +4,7 @@
 
 mod contents;
 mod details;
+mod verdict;
 
 use bascule_core::{
     Blocker, BootStatus, BootView, Denied, Deployment, Digest, ErrorReport, Group, Settings, State, Then,
@@ -269,7 +270,8 @@ fn state_word(snapshot: &Snapshot) -> StateWord {
 
 fn error(snapshot: &Snapshot) -> Option<ErrorReport> {
     let view = || snapshot.view.as_ref().err().cloned();
-    snapshot.fault.clone().or_else(view).or_else(|| snapshot.record.last_error.clone())
+    let record = &snapshot.record;
+    snapshot.fault.clone().or_else(view).or_else(|| record.last_error.clone()).or_else(|| verdict::of(record))
 }
 
 fn group(snapshot: &Snapshot, group: Group, view: Option<&BootView>) -> GroupStatus {

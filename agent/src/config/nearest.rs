@@ -5,8 +5,7 @@ pub(super) fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     let plain = |word: &str| word.to_lowercase().replace('-', "_");
     let written = plain(written);
     let (distance, word) = known.iter().map(|word| (distance(&written, &plain(word)), *word)).min()?;
-    let bound = word.chars().count().max(3) / 3;
-    (distance <= bound.max(1)).then_some(word)
+    (distance <= word.chars().count() / 3).then_some(word)
 }
 
 /// How many characters must be put in, taken out, replaced or swapped with their neighbour.
@@ -44,5 +43,6 @@ mod tests {
         assert_eq!(nearest("check-timeout", &known), Some("check_timeout"));
         assert_eq!(nearest("Unit", &known), Some("units"));
         assert_eq!(nearest("colour", &known), None);
+        assert_eq!(nearest("c", &["a", "b"]), None);
     }
 }

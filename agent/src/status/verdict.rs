@@ -1,0 +1,58 @@
+//! A rollback as an error: one code, one message and one next step for each reason.
+
+use bascule_core::{Ending, ErrorReport, Phase, Record, RollbackReason, State};
+
+/// The error that a rollback on its way, or the last one, comes to. A person's own wish is none.
+pub(super) fn of(record: &Record) -> Option<ErrorReport> {
+    match (&record.state, record.history.last().map(|entry| (&entry.ending, &entry.deployment.version))) {
+        (State::RollingBack { deployment, reason, .. }, _) => rolled_back(reason, &deployment.version),
+        (State::Idle, Some((Ending::RolledBack { reason }, version))) => rolled_back(reason, version),
+        (State::Idle, Some((Ending::Stranded { reason }, version))) => Some(report(
+            ("rollback.stranded", Phase::Rollback),
+            format!("version {version} had to be given up, but the other group did not start"),
+            reason.explain(),
+            "install a corrected bundle soon: there is nothing to fall back to",
+            false,
+        )),
+        _ => None,
+    }
+}
+
+fn rolled_back(reason: &RollbackReason, version: &str) -> Option<ErrorReport> {
+    let (code, phase, hint) = match reason {
+        RollbackReason::Unhealthy { .. } => {
+            ("rollback.unhealthy", Phase::Probation, "publish a corrected bundle: this one will not be tried again here")
+        }
+        RollbackReason::Deadline => (
+            "rollback.deadline",
+            Phase::Probation,
+            "look at the checks and at [health]; publish a corrected bundle: this one will not be tried again here",
+        ),
+        RollbackReason::DidNotBoot => (
+            "rollback.did-not-boot",
+            Phase::Activate,
+            "look at its console; publish a corrected bundle: this one will not be tried again here",
+        ),
+        RollbackReason::LoaderSkippedTarget => (
+            "rollback.loader-skipped-target",
+            Phase::Activate,
+            "install it again; if the loader skips it again, look at the console",
+        ),
+        RollbackReason::SettingsLost => {
+            ("rollback.settings-lost", Phase::Activate, "install it again; look at the boot partition if it happens again")
+        }
+        RollbackReason::GaveUpUnrecorded => (
+            "rollback.gave-up",
+            Phase::Probation,
+            "look in its journal; publish a corrected bundle: this one will not be tried again here",
+        ),
+        RollbackReason::Unknown => ("rollback.unknown", Phase::Rollback, "`bascule history` of the newer agent knows why"),
+        RollbackReason::Operator | RollbackReason::Cancelled => return None,
+    };
+    let message = format!("version {version} was rolled back");
+    Some(report((code, phase), message, reason.explain(), hint, !reason.denies()))
+}
+
+fn report((code, phase): (&str, Phase), message: String, cause: String, hint: &str, retryable: bool) -> ErrorReport {
+    ErrorReport { code: code.into(), phase, message, cause: vec![cause], hint: hint.into(), retryable }
+}
