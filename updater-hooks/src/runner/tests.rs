@@ -59,9 +59,13 @@ fn a_hanging_child_gets_the_chance_to_end_in_order() {
 
 #[test]
 fn a_child_that_ignores_term_is_killed_after_the_grace() {
-    let outcome = run_script("trap '' TERM; echo begun; while :; do sleep 0.02; done", &SOON);
+    let dir = tempfile::tempdir().expect("a folder");
+    let pid = dir.path().join("pid");
+    let script = format!("trap '' TERM; echo $$ > {}; while :; do sleep 0.02; done", pid.display());
+    let outcome = run_script(&script, &SOON);
     assert_eq!(outcome.exit, Exit::TimedOut);
     assert!(outcome.duration >= SOON.deadline + SOON.grace, "killed too early: {:?}", outcome.duration);
+    assert!(is_gone(&pid));
 }
 
 #[test]
