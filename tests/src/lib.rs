@@ -4,6 +4,7 @@ mod http;
 mod images;
 mod machine;
 mod ping;
+pub mod rehearsal;
 mod timeline;
 
 pub use http::{Fault, HttpServer, Request};
