@@ -18,6 +18,9 @@ pub const FALLBACK_EPOCH: u64 = 1_767_225_600;
 const FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,\
                         huge_file,dir_nlink,extra_isize,metadata_csum";
 
+/// Below this size the journal has the least size there is, 4 MiB, else 8 MiB.
+const SMALL_BYTES: u64 = 64 << 20;
+
 /// What an ext4 image is made of.
 #[derive(Debug, Clone)]
 pub struct Ext4 {
@@ -56,10 +59,11 @@ impl Ext4 {
         let uuid = identifier(&self.seed, &format!("file system {}", self.label)).to_string();
         let hash_seed = identifier(&self.seed, &format!("hash seed {}", self.label));
         let extended = format!("hash_seed={hash_seed},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0");
+        let journal = if self.size < SMALL_BYTES { "size=4" } else { "size=8" };
         let mut arguments: Vec<OsString> =
             ["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-O", FEATURES]
                 .into_iter()
-                .chain(["-J", "size=8", "-E", &extended, "-U", &uuid, "-L", &self.label])
+                .chain(["-J", journal, "-E", &extended, "-U", &uuid, "-L", &self.label])
                 .map(OsString::from)
                 .collect();
         if let Some(tree) = &self.tree {

@@ -55,9 +55,9 @@ pub(super) fn parts(sizes: &Sizes, seed: &str) -> Result<Vec<Part>, DiskError> {
     let wanted = [
         (ESP, sizes.esp, LEAST_ESP_MIB),
         (BOOTENV, MIB, 1),
-        (ROOT_A, sizes.slot, 8),
-        (ROOT_B, sizes.slot, 8),
-        (DATA, sizes.data, 8),
+        (ROOT_A, sizes.slot, 16),
+        (ROOT_B, sizes.slot, 16),
+        (DATA, sizes.data, 16),
     ];
     let mut offset = MIB;
     let mut parts = Vec::new();
