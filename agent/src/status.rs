@@ -319,3 +319,44 @@ pub(crate) fn timestamp(seconds: i64) -> Timestamp {
     let beyond = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Timestamp::from_second(seconds).unwrap_or(beyond)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use bascule_core::{BootId, Record};
+
+    use super::*;
+
+    /// A device as it leaves the factory; every state's output is held in `tests/status.rs`.
+    pub(crate) fn factory() -> Snapshot {
+        Snapshot {
+            record: Record::default(),
+            booted: Group::A,
+            boot_id: BootId("boot-1".into()),
+            release: Release {
+                product: "demo".into(),
+                version: "1.0.0".into(),
+                order: 1,
+                compatible: vec!["board".into()],
+                security_epoch: 0,
+            },
+            view: Ok(BootView {
+                settings: Settings::Intact,
+                primary: Group::A,
+                a: BootStatus::Good,
+                b: BootStatus::Unbootable,
+            }),
+            slots: Vec::new(),
+            progress: None,
+            checks: Vec::new(),
+            deadline: None,
+            blocked: Vec::new(),
+            fault: None,
+        }
+    }
+
+    #[test]
+    fn a_clock_far_off_still_gives_a_time() {
+        assert_eq!(timestamp(i64::MAX), Timestamp::MAX);
+        assert_eq!(timestamp(i64::MIN), Timestamp::MIN);
+    }
+}

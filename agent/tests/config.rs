@@ -1,5 +1,13 @@
 //! The configuration: what is taken, what is refused, and where the fault is said to be.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this file is a test, its functions too"
+)]
+
 use std::fs;
 use std::time::Duration;
 
@@ -76,7 +84,10 @@ fn drop_ins_are_merged_by_name_tables_merge_and_values_replace() {
     let config = load(&[
         ("config.toml", &format!("{SLOTS}[health]\npasses = 2\nunits = [\"a.service\"]\nsettle = \"1s\"\n")),
         ("config.d/20-late.toml", "[health]\nunits = [\"c.service\"]\n"),
-        ("config.d/10-early.toml", "[health]\nunits = [\"b.service\"]\npasses = 5\n[slots.app]\na = \"x\"\nb = \"y\"\n"),
+        (
+            "config.d/10-early.toml",
+            "[health]\nunits = [\"b.service\"]\npasses = 5\n[slots.app]\na = \"x\"\nb = \"y\"\n",
+        ),
         ("config.d/.hidden.toml", "nonsense"),
         ("config.d/notes.txt", "nonsense"),
     ])

@@ -1,12 +1,20 @@
 //! Holds what `status --json` prints in each state, as files in `tests/status/`. `BLESS=1` writes them anew.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this file is a test, its functions too"
+)]
+
 use std::path::PathBuf;
 
 use bascule_agent::shared::{CheckView, Progress, Release, SlotView, Snapshot};
 use bascule_agent::status::Status;
 use bascule_core::{
-    Attempt, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group, Phase,
-    Record, RollbackReason, Settings, Stamp, State, Step, Then,
+    Attempt, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group,
+    Phase, Record, RollbackReason, Settings, Stamp, State, Step, Then,
 };
 
 const NOW: i64 = 1_795_228_200;
@@ -260,8 +268,21 @@ fn every_field_is_present_in_every_state() {
         let path = entry.unwrap().path();
         let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         let fields = [
-            "state", "details", "progress", "booted", "primary", "groups", "deployment", "blocked", "error", "deadline",
-            "release", "agent", "checks", "deny", "boot_settings",
+            "state",
+            "details",
+            "progress",
+            "booted",
+            "primary",
+            "groups",
+            "deployment",
+            "blocked",
+            "error",
+            "deadline",
+            "release",
+            "agent",
+            "checks",
+            "deny",
+            "boot_settings",
         ];
         for field in fields {
             assert!(json.get(field).is_some(), "{field} is missing in {}", path.display());

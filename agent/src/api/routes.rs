@@ -214,3 +214,69 @@ fn named(request: SourceRequest) -> Result<Source, ApiError> {
 fn bad(problem: &str) -> ApiError {
     ApiError::BadRequest { problem: problem.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::paths::Paths;
+    use crate::shared::{Caller, Handle};
+
+    fn api() -> (Api, mpsc::Receiver<Submission>) {
+        let root = tempfile::TempDir::new().unwrap();
+        let paths = Paths::under(root.path());
+        std::fs::create_dir_all(paths.config().parent().unwrap()).unwrap();
+        std::fs::write(paths.config(), "[slots.root]\na = \"x\"\nb = \"y\"\n").unwrap();
+        let config = Config::load(&paths).unwrap();
+        let (commands, queue) = mpsc::channel(1);
+        let (_, snapshot) = watch::channel(crate::status::tests::factory());
+        (Api::new(Handle { commands, snapshot }, Arc::new(config)), queue)
+    }
+
+    async fn asked(right: Right, method: Method, path: &str) -> StatusCode {
+        let (api, mut queue) = api();
+        let peer = Peer { caller: Caller { uid: 1000, pid: 1 }, right };
+        let app = TowerToHyperService::new(router(api).layer(Extension(peer)));
+        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
+        let body = Body::from("{\"source\":\"/x\"}");
+        let loop_answers = async {
+            if let Some(submission) = queue.recv().await {
+                let _ = submission.answer.send(Ok(Answer::Done));
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            answer = app.call(request.body(body).unwrap()) => answer.unwrap().status(),
+            () = loop_answers => unreachable!(),
+        }
+    }
+
+    const LOOKS: [&str; 6] = ["/v1/status", "/v1/events", "/v1/history", "/v1/slots", "/v1/config", "/v1/openapi.json"];
+    const COMMANDS: [&str; 7] =
+        ["/v1/plan", "/v1/prepare", "/v1/install", "/v1/activate", "/v1/commit", "/v1/rollback", "/v1/cancel"];
+
+    #[tokio::test]
+    async fn a_reader_may_look_at_everything_and_command_nothing() {
+        for path in LOOKS {
+            assert_eq!(asked(Right::Read, Method::GET, path).await, StatusCode::OK, "GET {path}");
+        }
+        for path in COMMANDS.into_iter().chain(LOOKS) {
+            for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
+                assert_eq!(asked(Right::Read, method.clone(), path).await, StatusCode::FORBIDDEN, "{method} {path}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn root_may_give_every_command() {
+        for path in COMMANDS {
+            assert_eq!(asked(Right::Command, Method::POST, path).await, StatusCode::OK, "POST {path}");
+        }
+    }
+}

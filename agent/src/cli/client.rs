@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 use super::failure::CliError;
 use crate::api::SourceRequest;
@@ -60,9 +61,11 @@ impl Client {
         read(path, self.send(Method::POST, path, "application/json", body).await?).await
     }
 
-    /// Gives a command with the bundle itself, which may be sent on after the answer.
-    pub(super) async fn command_with(&self, path: &str, bundle: Payload) -> Result<Answer, CliError> {
-        read(path, self.send(Method::POST, path, "application/octet-stream", bundle).await?).await
+    /// Gives a command with the bundle itself, which is sent on after the answer: the task ends when all of it is sent,
+    /// or nobody takes it any more.
+    pub(super) async fn command_with(&self, path: &str, bundle: Payload) -> Result<(Answer, JoinHandle<()>), CliError> {
+        let (answer, sent) = self.exchange(Method::POST, path, "application/octet-stream", bundle).await?;
+        Ok((read(path, answer).await?, sent))
     }
 
     /// Watches the status.
@@ -74,16 +77,38 @@ impl Client {
         Ok(Events { body: answer.into_body(), buffer: Vec::new() })
     }
 
-    async fn send(&self, method: Method, path: &str, kind: &str, body: Payload) -> Result<Response<Incoming>, CliError> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Payload,
+    ) -> Result<Response<Incoming>, CliError> {
+        self.exchange(method, path, kind, body).await.map(|(answer, _)| answer)
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Payload,
+    ) -> Result<(Response<Incoming>, JoinHandle<()>), CliError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         if !kind.is_empty() {
             request = request.header(CONTENT_TYPE, kind);
         }
         let request = request.body(body).map_err(broken)?;
-        sender.send_request(request).await.map_err(broken)
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        // The connection lives as long as its sender: keep that until the whole body is sent, also after the answer.
+        let sent = tokio::spawn(async move {
+            let _ = sender.ready().await;
+        });
+        Ok((answer, sent))
     }
 
     fn unreachable(&self, source: io::Error) -> CliError {

@@ -60,7 +60,7 @@ async fn watch(options: &Options, client: &Client) -> Result<Exit, CliError> {
 
 async fn plan(options: &Options, client: &Client, bundle: &str) -> Result<Exit, CliError> {
     let answer = match bundle {
-        "-" => client.command_with("/v1/plan", upload::standard_input().body).await?,
+        "-" => client.command_with("/v1/plan", upload::standard_input()).await?.0,
         named => client.command_on("/v1/plan", source(named)?).await?,
     };
     let Answer::Plan(plan) = answer else { return Ok(Exit::Done) };
@@ -78,8 +78,8 @@ async fn plan(options: &Options, client: &Client, bundle: &str) -> Result<Exit, 
 
 async fn deploy(options: &Options, client: &Client, path: &str, bundle: &str, goal: Goal) -> Result<Exit, CliError> {
     let (answer, sent) = if bundle == "-" {
-        let upload = upload::standard_input();
-        (client.command_with(path, upload.body).await?, Some(upload.sent))
+        let (answer, sent) = client.command_with(path, upload::standard_input()).await?;
+        (answer, Some(sent))
     } else {
         (client.command_on(path, source(bundle)?).await?, None)
     };
@@ -123,7 +123,11 @@ async fn step(options: &Options, client: &Client, path: &str, goal: Option<Goal>
         }
         None => {
             let after: Status = client.get("/v1/status").await?;
-            if options.json { json_line(&after) } else { out(&clean(&after.details)) }
+            if options.json {
+                json_line(&after)
+            } else {
+                out(&clean(&after.details))
+            }
             Ok(Exit::Done)
         }
     }

@@ -72,9 +72,12 @@ fn next_of_state(status: &Status) -> String {
         },
         StateWord::Preparing => "nothing: it goes on by itself; `bascule cancel` stops it".into(),
         StateWord::Prepared => "`bascule activate` reboots into it; `bascule cancel` drops it".into(),
-        StateWord::Activating | StateWord::Activated => "nothing: the device reboots; `bascule cancel` before that".into(),
+        StateWord::Activating | StateWord::Activated => {
+            "nothing: the device reboots; `bascule cancel` before that".into()
+        }
         StateWord::Probation => {
-            "nothing: it is committed or rolled back by itself; `bascule commit` or `bascule rollback` decide it now".into()
+            "nothing: it is committed or rolled back by itself; `bascule commit` or `bascule rollback` decide it now"
+                .into()
         }
         StateWord::RollingBack => "nothing: the device reboots into the system that was good".into(),
         StateWord::Newer => "update this system's agent, or finish the update with the newer one".into(),

@@ -109,10 +109,11 @@ impl<'a> Follow<'a> {
         }
         let ours = self.id.is_some() && current == self.id;
         self.seen |= ours;
-        if !ours && self.id.is_some() {
-            if let Some(exit) = self.ended(&status).await? {
-                return Ok(Some(exit));
-            }
+        if !ours
+            && self.id.is_some()
+            && let Some(exit) = self.ended(&status).await?
+        {
+            return Ok(Some(exit));
         }
         self.reporter.show(&status);
         let end = end(self.goal, &status, ours);
@@ -163,9 +164,10 @@ impl<'a> Follow<'a> {
                 let exit = if self.goal == Goal::GoneBack { Exit::Done } else { Exit::Failed };
                 (format!("version {version} was rolled back: {}", reason.explain()), exit)
             }
-            Ending::Stranded { reason } => {
-                (format!("version {version} had to go, but the other group did not start: {}", reason.explain()), Exit::Failed)
-            }
+            Ending::Stranded { reason } => (
+                format!("version {version} had to go, but the other group did not start: {}", reason.explain()),
+                Exit::Failed,
+            ),
             Ending::Cancelled => (format!("the update to version {version} was cancelled"), Exit::Failed),
             Ending::Unknown => (format!("the update to version {version} ended"), Exit::Failed),
         };

@@ -8,7 +8,8 @@ use super::text::{bytes, clean, json_line, out};
 use crate::shared::Progress;
 use crate::status::{StateWord, Status};
 
-const BAR: &str = "{msg} [{bar:30}] {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+const BAR: &str =
+    "{msg} [{bar:30}] {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
 
 /// Shows changes.
 pub(super) struct Reporter {

@@ -82,12 +82,6 @@ impl Paint {
         Paint { on: wanted(std::io::stderr().is_terminal()) }
     }
 
-    /// No colours.
-    #[cfg(test)]
-    pub(super) fn none() -> Self {
-        Paint { on: false }
-    }
-
     /// All is well.
     pub(super) fn good(self, text: &str) -> String {
         self.wrap(text, "32")

@@ -6,7 +6,6 @@ use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper::body::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use super::client::Payload;
 
@@ -15,20 +14,13 @@ const PIECE: usize = 64 * 1024;
 /// Pieces that wait for the daemon.
 const PIECES: usize = 4;
 
-/// A body on its way.
-pub(super) struct Upload {
-    /// What is sent.
-    pub(super) body: Payload,
-    /// Done when everything was sent, or nobody takes it any more.
-    pub(super) sent: JoinHandle<()>,
-}
-
 /// Begins to read standard input.
-pub(super) fn standard_input() -> Upload {
+pub(super) fn standard_input() -> Payload {
     let (read, pieces) = mpsc::channel(PIECES);
     std::thread::spawn(move || read_all(&read));
     let (sender, body) = Channel::new(1);
-    Upload { body: body.boxed(), sent: tokio::spawn(forward(pieces, sender)) }
+    tokio::spawn(forward(pieces, sender));
+    body.boxed()
 }
 
 fn read_all(pieces: &mpsc::Sender<io::Result<Bytes>>) {

@@ -19,7 +19,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
 pub(super) fn text(duration: Duration) -> String {
     let millis = duration.as_millis();
     let [ms, min, s, h] = UNITS.map(|(unit, factor)| (unit, u128::from(factor)));
-    let fits = |(_, factor): &(&str, u128)| millis != 0 && millis % factor == 0;
+    let fits = |(_, factor): &(&str, u128)| millis != 0 && millis.is_multiple_of(*factor);
     let (unit, factor) = [h, min, s].into_iter().find(fits).unwrap_or(if millis == 0 { s } else { ms });
     format!("{}{unit}", millis / factor)
 }

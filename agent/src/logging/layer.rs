@@ -40,10 +40,9 @@ where
     }
 
     fn on_record(&self, id: &Id, values: &SpanRecord<'_>, context: Context<'_, S>) {
-        if let Some(span) = context.span(id) {
-            if let Some(fields) = span.extensions_mut().get_mut::<Fields>() {
-                values.record(fields);
-            }
+        let Some(span) = context.span(id) else { return };
+        if let Some(fields) = span.extensions_mut().get_mut::<Fields>() {
+            values.record(fields);
         }
     }
 
@@ -142,9 +141,12 @@ mod tests {
 
     use super::*;
 
-    /// Keeps what it is given: level, message, pairs.
+    /// Level, message, pairs.
+    type Line = (Level, String, Vec<(String, String)>);
+
+    /// Keeps what it is given.
     #[derive(Default, Clone)]
-    struct Kept(Arc<Mutex<Vec<(Level, String, Vec<(String, String)>)>>>);
+    struct Kept(Arc<Mutex<Vec<Line>>>);
 
     struct Pairs(Vec<(String, String)>);
 
@@ -169,7 +171,7 @@ mod tests {
         fn flush(&self) {}
     }
 
-    fn logged(act: impl FnOnce()) -> Vec<(Level, String, Vec<(String, String)>)> {
+    fn logged(act: impl FnOnce()) -> Vec<Line> {
         let kept = Kept::default();
         let subscriber = Registry::default().with(LogLayer::new(Box::new(kept.clone())));
         tracing::subscriber::with_default(subscriber, act);

@@ -20,9 +20,11 @@ pub(super) fn of(record: &Record) -> Option<ErrorReport> {
 
 fn rolled_back(reason: &RollbackReason, version: &str) -> Option<ErrorReport> {
     let (code, phase, hint) = match reason {
-        RollbackReason::Unhealthy { .. } => {
-            ("rollback.unhealthy", Phase::Probation, "publish a corrected bundle: this one will not be tried again here")
-        }
+        RollbackReason::Unhealthy { .. } => (
+            "rollback.unhealthy",
+            Phase::Probation,
+            "publish a corrected bundle: this one will not be tried again here",
+        ),
         RollbackReason::Deadline => (
             "rollback.deadline",
             Phase::Probation,
@@ -38,15 +40,19 @@ fn rolled_back(reason: &RollbackReason, version: &str) -> Option<ErrorReport> {
             Phase::Activate,
             "install it again; if the loader skips it again, look at the console",
         ),
-        RollbackReason::SettingsLost => {
-            ("rollback.settings-lost", Phase::Activate, "install it again; look at the boot partition if it happens again")
-        }
+        RollbackReason::SettingsLost => (
+            "rollback.settings-lost",
+            Phase::Activate,
+            "install it again; look at the boot partition if it happens again",
+        ),
         RollbackReason::GaveUpUnrecorded => (
             "rollback.gave-up",
             Phase::Probation,
             "look in its journal; publish a corrected bundle: this one will not be tried again here",
         ),
-        RollbackReason::Unknown => ("rollback.unknown", Phase::Rollback, "`bascule history` of the newer agent knows why"),
+        RollbackReason::Unknown => {
+            ("rollback.unknown", Phase::Rollback, "`bascule history` of the newer agent knows why")
+        }
         RollbackReason::Operator | RollbackReason::Cancelled => return None,
     };
     let message = format!("version {version} was rolled back");

@@ -1,5 +1,13 @@
 //! The real `bascule` against the real API with a stand-in for the loop.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this file is a test, its functions too"
+)]
+
 mod stub;
 
 use std::io::Write;
@@ -128,7 +136,8 @@ fn a_failed_preparation_prints_error_cause_and_hint() {
         retryable: false,
     });
     let (code, _, err) = bascule(&device, &["install", "/x.bascule"]);
-    let expected = "error: [source.truncated] the bundle ends too early\n  caused by: got 5 of 9 bytes\n  hint: copy it again\n";
+    let expected =
+        "error: [source.truncated] the bundle ends too early\n  caused by: got 5 of 9 bytes\n  hint: copy it again\n";
     assert_eq!((code, err.as_str()), (1, expected));
 }
 

@@ -180,7 +180,12 @@ impl Loop {
             Command::Activate => self.done("activate", answer),
             Command::Cancel => self.done("cancel", answer),
             Command::Commit => {
-                let view = BootView { settings: Settings::Intact, primary: Group::A, a: BootStatus::Good, b: BootStatus::Good };
+                let view = BootView {
+                    settings: Settings::Intact,
+                    primary: Group::A,
+                    a: BootStatus::Good,
+                    b: BootStatus::Good,
+                };
                 self.snapshot.send_modify(|snapshot| snapshot.view = Ok(view));
                 self.done("commit", answer);
             }
