@@ -6,6 +6,7 @@
 //! | [`manifest`] | what the signed manifest says |
 //! | [`table`] | chunk tables |
 //! | [`decode`] | one chunk's output, proven |
+//! | [`input`] | where its bytes come from |
 //! | [`read`] | a bundle read forwards in bounded memory |
 //! | [`trust`] | The Update Framework, pinned root, store of accepted metadata |
 //! | [`keys`] | signing keys on the developer's host |
@@ -20,6 +21,7 @@ pub mod decode;
 pub mod disk;
 pub mod error;
 pub mod format;
+pub mod input;
 pub mod keys;
 pub mod limits;
 pub mod manifest;
@@ -33,8 +35,9 @@ pub mod write;
 pub use bascule_core::Digest;
 pub use decode::Decoder;
 pub use error::BundleError;
+pub use input::{BundleRead, ForwardOnly};
 pub use jiff::Timestamp;
 pub use manifest::{Manifest, Payload};
-pub use read::{BundleRead, BundleReader, ForwardOnly, Opening};
+pub use read::{BundleReader, Opening};
 pub use table::{Chunk, ChunkKind, ChunkTable};
 pub use trust::{Accepted, TrustError, TrustStore};

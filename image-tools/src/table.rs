@@ -181,3 +181,136 @@ impl Cursor {
         Ok(chunk)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(kind: ChunkKind, len: u32, stored_offset: u64, stored_len: u32) -> Chunk {
+        Chunk { index: 0, offset: 0, len, kind, stored_offset, stored_len, digest: Digest([9; 32]) }
+    }
+
+    fn table(records: &[Chunk]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| record.push_to(&mut bytes));
+        bytes
+    }
+
+    fn parse(records: &[Chunk], size: u64, blobs: u64) -> Result<ChunkTable, BundleError> {
+        ChunkTable::parse(table(records), "root", size, blobs)
+    }
+
+    #[test]
+    fn a_table_reads_back_what_was_written() {
+        let records = [
+            record(ChunkKind::Zeroes, 100, 0, 0),
+            record(ChunkKind::Raw, 50, 0, 50),
+            record(ChunkKind::Zstd, 9, 50, 8),
+        ];
+        let read: Vec<_> = parse(&records, 159, 58).unwrap().chunks().collect();
+        let places: Vec<_> = read.iter().map(|chunk| (chunk.index, chunk.offset, chunk.stored_offset)).collect();
+        assert_eq!(places, [(0, 0, 0), (1, 100, 0), (2, 150, 50)]);
+        assert!(read.iter().zip(records).all(|(a, b)| (a.kind, a.len, a.digest) == (b.kind, b.len, b.digest)));
+    }
+
+    #[test]
+    fn gaps_overlaps_and_missing_or_further_bytes_are_refused() {
+        let raw = |len, at| record(ChunkKind::Raw, len, at, len);
+        assert!(parse(&[raw(10, 0), raw(10, 10)], 20, 20).is_ok());
+        for (records, size, blobs) in [
+            (vec![raw(10, 0), raw(10, 11)], 20, 21),
+            (vec![raw(10, 0), raw(10, 9)], 20, 19),
+            (vec![raw(10, 1)], 10, 11),
+            (vec![raw(10, 0)], 11, 10),
+            (vec![raw(10, 0)], 10, 11),
+            (vec![raw(10, 0)], 9, 10),
+            (vec![raw(10, 0)], 10, 9),
+            (vec![], 1, 0),
+            (vec![record(ChunkKind::Zeroes, 10, 0, 1)], 10, 1),
+            (vec![record(ChunkKind::Raw, 10, 0, 9)], 10, 9),
+            (vec![record(ChunkKind::Zstd, 10, 0, 10)], 10, 10),
+            (vec![record(ChunkKind::Zstd, 10, 0, 0)], 10, 0),
+            (vec![raw(0, 0)], 0, 0),
+            (vec![raw(MAX_CHUNK_BYTES + 1, 0)], u64::from(MAX_CHUNK_BYTES) + 1, u64::from(MAX_CHUNK_BYTES) + 1),
+        ] {
+            assert_eq!(parse(&records, size, blobs).unwrap_err().code(), "bundle.table-invalid", "{records:?}");
+        }
+    }
+
+    #[test]
+    fn stored_offsets_at_the_edges_of_numbers_are_refused_without_overflow() {
+        for edge in [1 << 31, (1 << 31) + 1, (1 << 32) - 1, 1 << 32, 1 << 63, u64::MAX - 9, u64::MAX] {
+            assert!(parse(&[record(ChunkKind::Raw, 10, edge, 10)], 10, 10).is_err());
+            assert!(parse(&[record(ChunkKind::Raw, 10, 0, 10)], edge, edge).is_err());
+        }
+    }
+
+    #[test]
+    fn reserved_and_unknown_kinds_are_refused_by_their_number() {
+        let good = table(&[record(ChunkKind::Raw, 10, 0, 10)]);
+        for kind in [ChunkKind::RESERVED_COPIED, ChunkKind::RESERVED_COMPRESSED_AGAINST, 5, 255] {
+            let mut bytes = good.clone();
+            bytes[0] = kind;
+            let refused = ChunkTable::parse(bytes, "root", 10, 10).unwrap_err();
+            assert_eq!(refused.code(), "bundle.unknown-chunk-kind");
+        }
+        for reserved in [1, 2, 3, 20, 23] {
+            let mut bytes = good.clone();
+            bytes[reserved] = 1;
+            assert_eq!(ChunkTable::parse(bytes, "root", 10, 10).unwrap_err().code(), "bundle.table-invalid");
+        }
+        for cut in 1..RECORD_BYTES {
+            assert!(ChunkTable::parse(good[..cut].to_vec(), "root", 10, 10).is_err());
+        }
+    }
+
+    proptest! {
+        /// The oracle is a map of bytes: each byte of image and blobs must be covered exactly once, in order.
+        #[test]
+        fn a_table_is_taken_exactly_when_its_chunks_cover_every_byte_once(
+            records in proptest::collection::vec((0u8..3, 1u32..20, 0u64..40, 0u32..20), 0..8),
+            straight in any::<bool>(),
+            size in 0u64..100,
+        ) {
+            let mut stored = 0u64;
+            let records: Vec<Chunk> = records.into_iter().map(|(kind, len, at, stored_len)| {
+                let (kind, fitting) = match kind {
+                    0 => (ChunkKind::Zeroes, 0),
+                    1 => (ChunkKind::Raw, len),
+                    _ => (ChunkKind::Zstd, len / 2),
+                };
+                let made = if straight { record(kind, len, stored, fitting) } else { record(kind, len, at, stored_len) };
+                stored += u64::from(made.stored_len);
+                made
+            }).collect();
+            let output: u64 = records.iter().map(|chunk| u64::from(chunk.len)).sum();
+            let size = if straight { output } else { size };
+            let mut covered = vec![0u8; usize::try_from(stored).unwrap()];
+            let mut ordered = true;
+            let mut last = 0;
+            for chunk in &records {
+                ordered &= chunk.stored_offset == last;
+                last = chunk.stored_offset + u64::from(chunk.stored_len);
+                for place in chunk.stored_offset..last {
+                    match covered.get_mut(place as usize) {
+                        Some(count) => *count += 1,
+                        None => ordered = false,
+                    }
+                }
+            }
+            let fits = records.iter().all(|chunk| match chunk.kind {
+                ChunkKind::Zeroes => chunk.stored_len == 0,
+                ChunkKind::Raw => chunk.stored_len == chunk.len,
+                ChunkKind::Zstd => chunk.stored_len > 0 && chunk.stored_len < chunk.len,
+            });
+            let right = ordered && fits && output == size && covered.iter().all(|&count| count == 1);
+            prop_assert_eq!(parse(&records, size, stored).is_ok(), right);
+        }
+
+        #[test]
+        fn any_bytes_are_parsed_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), size: u64, blobs: u64) {
+            let _ = ChunkTable::parse(bytes, "root", size, blobs);
+        }
+    }
+}

@@ -4,8 +4,9 @@
 
 mod common;
 
+use bascule_image::format::{HEADER_BYTES, Header, Metadata};
 use bascule_image::keys::KeyDir;
-use bascule_image::{Timestamp, TrustStore};
+use bascule_image::{Opening, Timestamp, TrustStore};
 use common::{House, code, exists, image, now, years};
 use tough::schema::RoleType;
 
@@ -174,4 +175,86 @@ fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
             std::fs::copy(entry.path(), place).unwrap();
         }
     }
+}
+
+/// Puts edited metadata and the manifest of `bundle` together again.
+fn with_metadata(bundle: &[u8], edit: impl Fn(&mut Metadata)) -> Vec<u8> {
+    let opening = Opening::inspect(common::stream(bundle)).unwrap();
+    let before = HEADER_BYTES + opening.metadata.to_bytes().unwrap().len();
+    let mut metadata = opening.metadata;
+    edit(&mut metadata);
+    let metadata = metadata.to_bytes().unwrap();
+    let header = Header { metadata: metadata.len() as u64, manifest: opening.manifest.len() as u64 };
+    [&header.to_bytes()[..], &metadata, &bundle[before..]].concat()
+}
+
+#[test]
+fn one_roles_signed_metadata_is_never_taken_for_anothers() {
+    let house = House::new();
+    let bundle = house.bundle(1, &[&image(1)]);
+    assert_eq!(code(house.open(&with_metadata(&bundle, |_| ()))), "taken");
+    let root = std::fs::read(house.path("keys/root.json")).unwrap();
+    let parts = |m: &Metadata| [m.timestamp.clone(), m.snapshot.clone(), m.targets.clone(), root.clone()];
+    for to in 0..3 {
+        for from in (0..4).filter(|from| *from != to) {
+            let mixed = with_metadata(&bundle, |metadata| {
+                let part = parts(metadata)[from].clone();
+                *[&mut metadata.timestamp, &mut metadata.snapshot, &mut metadata.targets][to] = part;
+            });
+            assert!(house.open(&mixed).is_err(), "part {from} was taken for part {to}");
+        }
+    }
+}
+
+#[test]
+fn a_signature_of_the_wrong_length_or_of_zeroes_or_of_no_known_key_is_refused() {
+    let house = House::new();
+    let bundle = house.bundle(1, &[&image(1)]);
+    let edit_signature = |edit: &dyn Fn(&mut serde_json::Value)| {
+        with_metadata(&bundle, |metadata| {
+            let mut json: serde_json::Value = serde_json::from_slice(&metadata.timestamp).unwrap();
+            edit(&mut json["signatures"]);
+            metadata.timestamp = json.to_string().into_bytes();
+        })
+    };
+    let good = edit_signature(&|_| ());
+    assert_eq!(code(house.open(&good)), "taken");
+    for length in [0, 2, 126, 130, 128] {
+        let bad = edit_signature(&|signatures| signatures[0]["sig"] = "0".repeat(length).into());
+        assert_eq!(code(house.open(&bad)), "trust.wrong-signature", "{length} digits");
+    }
+    let unknown = edit_signature(&|signatures| signatures[0]["keyid"] = "ab".repeat(32).into());
+    assert_eq!(code(house.open(&unknown)), "trust.wrong-signature");
+    let none = edit_signature(&|signatures| *signatures = serde_json::json!([]));
+    assert_eq!(code(house.open(&none)), "trust.wrong-signature");
+}
+
+#[test]
+fn a_signature_given_twice_does_not_count_twice() {
+    let house = House::with_threshold(2);
+    let bundle = house.bundle(1, &[&image(1)]);
+    let twice = with_metadata(&bundle, |metadata| {
+        let mut json: serde_json::Value = serde_json::from_slice(&metadata.targets).unwrap();
+        json["signatures"][1] = json["signatures"][0].clone();
+        metadata.targets = json.to_string().into_bytes();
+    });
+    assert_ne!(code(house.open(&twice)), "taken");
+}
+
+#[test]
+fn a_failed_persist_leaves_the_old_store_whole_and_a_left_over_file_does_no_harm() {
+    let house = House::new();
+    let (first, second) = (house.bundle(1, &[&image(1)]), house.bundle(2, &[&image(1)]));
+    accept(&house, &first);
+    let before = std::fs::read(house.path("accepted.json")).unwrap();
+    // A directory in the way of the temporary file: writing fails before the store is touched.
+    std::fs::create_dir(house.path("accepted.new")).unwrap();
+    assert_eq!(house.open(&second).unwrap().accepted().persist().unwrap_err().code(), "trust.store-failed");
+    assert_eq!(std::fs::read(house.path("accepted.json")).unwrap(), before);
+    std::fs::remove_dir(house.path("accepted.new")).unwrap();
+    // What a power cut while writing leaves behind.
+    std::fs::write(house.path("accepted.new"), "half of").unwrap();
+    assert_eq!(code(house.open(&second)), "taken");
+    accept(&house, &second);
+    assert_eq!(code(house.open(&first)), "trust.older-metadata");
 }
