@@ -131,9 +131,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("error: [cli.runtime] the command cannot be started\ncaused by: {error}");
-            return Exit::Failed.into();
+        Err(source) => {
+            return failure::CliError::Runtime { source }.print(cli.options.json).into();
         }
     };
     let exit = match runtime.block_on(commands::run(&cli)) {

@@ -30,6 +30,9 @@ pub(super) enum CliError {
     /// The bundle's path has no absolute form.
     #[error("{path} is no usable path")]
     Path { path: String, source: io::Error },
+    /// The system gives this process nothing to wait with.
+    #[error("the command cannot be started")]
+    Runtime { source: io::Error },
     /// No deployment of that name.
     #[error("no deployment {id:?} is known here")]
     UnknownDeployment { id: String },
@@ -46,6 +49,7 @@ impl CliError {
             CliError::Broken { .. } => "api.broken",
             CliError::BadAnswer { .. } => "api.bad-answer",
             CliError::Path { .. } => "cli.path",
+            CliError::Runtime { .. } => "cli.runtime",
             CliError::UnknownDeployment { .. } => "cli.unknown-deployment",
             CliError::Refused(_) => "api.refused",
         }
@@ -60,6 +64,7 @@ impl CliError {
             CliError::Broken { .. } => "look at `bascule status` once the daemon runs again",
             CliError::BadAnswer { .. } => "use the `bascule` of the same version as `basculed`",
             CliError::Path { .. } => "name a file that is there, an http(s) URL, or `-`",
+            CliError::Runtime { .. } => "raise the limit of open files, or make room in memory",
             CliError::UnknownDeployment { .. } => "`bascule history` lists the deployments",
             CliError::Refused(_) => "see the errors above",
         }

@@ -19,44 +19,56 @@ pub(super) fn of(record: &Record) -> Option<ErrorReport> {
 }
 
 fn rolled_back(reason: &RollbackReason, version: &str) -> Option<ErrorReport> {
-    let (code, phase, hint) = match reason {
-        RollbackReason::Unhealthy { .. } => (
-            "rollback.unhealthy",
-            Phase::Probation,
-            "publish a corrected bundle: this one will not be tried again here",
-        ),
-        RollbackReason::Deadline => (
-            "rollback.deadline",
-            Phase::Probation,
-            "look at the checks and at [health]; publish a corrected bundle: this one will not be tried again here",
-        ),
-        RollbackReason::DidNotBoot => (
-            "rollback.did-not-boot",
-            Phase::Activate,
-            "look at its console; publish a corrected bundle: this one will not be tried again here",
-        ),
-        RollbackReason::LoaderSkippedTarget => (
-            "rollback.loader-skipped-target",
-            Phase::Activate,
-            "install it again; if the loader skips it again, look at the console",
-        ),
-        RollbackReason::SettingsLost => (
-            "rollback.settings-lost",
-            Phase::Activate,
-            "install it again; look at the boot partition if it happens again",
-        ),
-        RollbackReason::GaveUpUnrecorded => (
-            "rollback.gave-up",
-            Phase::Probation,
-            "look in its journal; publish a corrected bundle: this one will not be tried again here",
-        ),
-        RollbackReason::Unknown => {
-            ("rollback.unknown", Phase::Rollback, "`bascule history` of the newer agent knows why")
-        }
-        RollbackReason::Operator | RollbackReason::Cancelled => return None,
-    };
+    if matches!(reason, RollbackReason::Operator | RollbackReason::Cancelled) {
+        return None;
+    }
     let message = format!("version {version} was rolled back");
-    Some(report((code, phase), message, reason.explain(), hint, !reason.denies()))
+    Some(report((code(reason), phase(reason)), message, reason.explain(), hint(reason), !reason.denies()))
+}
+
+/// Stable code of `docs/errors.md`.
+fn code(reason: &RollbackReason) -> &'static str {
+    match reason {
+        RollbackReason::Unhealthy { .. } => "rollback.unhealthy",
+        RollbackReason::Deadline => "rollback.deadline",
+        RollbackReason::DidNotBoot => "rollback.did-not-boot",
+        RollbackReason::LoaderSkippedTarget => "rollback.loader-skipped-target",
+        RollbackReason::SettingsLost => "rollback.settings-lost",
+        RollbackReason::GaveUpUnrecorded => "rollback.gave-up",
+        RollbackReason::Operator | RollbackReason::Cancelled | RollbackReason::Unknown => "rollback.unknown",
+    }
+}
+
+fn phase(reason: &RollbackReason) -> Phase {
+    match reason {
+        RollbackReason::Unhealthy { .. } | RollbackReason::Deadline | RollbackReason::GaveUpUnrecorded => {
+            Phase::Probation
+        }
+        RollbackReason::DidNotBoot | RollbackReason::LoaderSkippedTarget | RollbackReason::SettingsLost => {
+            Phase::Activate
+        }
+        RollbackReason::Operator | RollbackReason::Cancelled | RollbackReason::Unknown => Phase::Rollback,
+    }
+}
+
+fn hint(reason: &RollbackReason) -> &'static str {
+    match reason {
+        RollbackReason::Unhealthy { .. } => "publish a corrected bundle: this one will not be tried again here",
+        RollbackReason::Deadline => {
+            "look at the checks and at [health]; publish a corrected bundle: this one will not be tried again here"
+        }
+        RollbackReason::DidNotBoot => {
+            "look at its console; publish a corrected bundle: this one will not be tried again here"
+        }
+        RollbackReason::GaveUpUnrecorded => {
+            "look in its journal; publish a corrected bundle: this one will not be tried again here"
+        }
+        RollbackReason::LoaderSkippedTarget => "install it again; if the loader skips it again, look at the console",
+        RollbackReason::SettingsLost => "install it again; look at the boot partition if it happens again",
+        RollbackReason::Operator | RollbackReason::Cancelled | RollbackReason::Unknown => {
+            "`bascule history` of the newer agent knows why"
+        }
+    }
 }
 
 fn report((code, phase): (&str, Phase), message: String, cause: String, hint: &str, retryable: bool) -> ErrorReport {
