@@ -1,6 +1,6 @@
 //! Whom a device trusts, since when, until when, and what it remembers.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may fail")]
 
 mod common;
 
@@ -269,4 +269,32 @@ fn a_failed_persist_leaves_the_old_store_whole_and_a_left_over_file_does_no_harm
     assert_eq!(code(house.open(&second)), "taken");
     accept(&house, &second);
     assert_eq!(code(house.open(&first)), "trust.older-metadata");
+}
+
+/// Runs itself again under `strace` and compares the whole ordered list of what made the store durable.
+#[test]
+fn the_store_is_synced_before_it_is_renamed_and_its_directory_after() {
+    const TRACED: &str = "BASCULE_TEST_IS_TRACED";
+    if std::env::var_os(TRACED).is_some() {
+        let house = House::new();
+        accept(&house, &house.bundle(1, &[&image(1)]));
+        return;
+    }
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let done = std::process::Command::new("strace")
+        .args(["-f", "-y", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2", "-o"])
+        .arg(log.path())
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "the_store_is_synced_before_it_is_renamed_and_its_directory_after"])
+        .env(TRACED, "1")
+        .output()
+        .expect("strace is installed by `cargo xtask setup`");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    let calls: Vec<&str> =
+        log.lines().filter_map(|line| line.split_once(' ').map(|(_, call)| call.trim_start())).collect();
+    let renamed = calls.iter().position(|call| call.starts_with("rename") && call.contains("/accepted.json")).unwrap();
+    assert!(calls[renamed - 1].starts_with("fsync") && calls[renamed - 1].contains("/accepted.new>"), "{log}");
+    let directory = calls[renamed].split('"').nth(1).and_then(|path| path.strip_suffix("/accepted.new")).unwrap();
+    assert!(calls[renamed + 1].starts_with("fsync") && calls[renamed + 1].contains(&format!("<{directory}>")), "{log}");
 }

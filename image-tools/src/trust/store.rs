@@ -1,7 +1,8 @@
 //! What a device pins, and what it has accepted so far.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bascule_core::Digest;
@@ -152,7 +153,7 @@ impl Accepted {
     }
 
     /// Makes the device remember this metadata, so that older metadata is refused from now on. Durable when it returns:
-    /// written beside the old file, synced, renamed over it, and the directory synced.
+    /// written beside the old file, synced, renamed over it, the directory synced, read back.
     ///
     /// # Errors
     /// [`TrustError::Storage`]; the old store is then still whole.
@@ -167,12 +168,16 @@ impl Accepted {
         let temporary = self.store.with_extension("new");
         write_synced(&temporary, &bytes).map_err(failed)?;
         fs::rename(&temporary, &self.store).map_err(failed)?;
-        File::open(directory).and_then(|d| d.sync_all()).map_err(failed)
+        File::open(directory).and_then(|d| d.sync_all()).map_err(failed)?;
+        match read_bounded(&self.store).map_err(failed)? {
+            Some(held) if held == bytes => Ok(()),
+            _ => Err(failed(std::io::Error::new(ErrorKind::InvalidData, "it holds other bytes than were written"))),
+        }
     }
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
