@@ -5,7 +5,7 @@
 //!
 //! `tough` asks the system clock itself and refuses when it stepped back since its last look. A device whose clock was
 //! once wrong would be locked out, so that check is left out: its note of the time is never kept, its own expiry check
-//! is off, and [`check_expiry`](verify) judges all four roles by the clock that the caller passes in, or by the last
+//! is off, and our own judges all four roles by the clock that the caller passes in, or by the last
 //! accepted signed time where that is later.
 
 mod error;
