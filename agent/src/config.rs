@@ -189,6 +189,9 @@ impl Config {
     /// Every fault found, not only the first.
     pub fn load(paths: &Paths) -> Result<Config, ConfigError> {
         let (table, files, faults) = tree::load(paths);
+        if files.none_was_read() {
+            return Err(ConfigError { faults });
+        }
         read::config(&table, &files, faults).map_err(|mut faults| {
             faults.sort_by_key(|fault| {
                 let place = fault.position.map_or((usize::MAX, 0), |at| (at.line, at.column));

@@ -166,6 +166,7 @@ fn text_that_is_no_toml_is_refused_where_it_breaks() {
 #[test]
 fn a_missing_binary_or_huge_file_is_named_without_a_line() {
     let missing = lines(load(&[]).unwrap_err());
+    assert_eq!(missing.len(), 1, "{missing:?}");
     assert!(missing[0].starts_with("config.toml config.unreadable the file cannot be read"), "{missing:?}");
     let root = device(&[("config.toml", SLOTS)]);
     fs::write(root.path().join("etc/bascule/config.toml"), [0xff, 0xfe]).unwrap();

@@ -1,6 +1,7 @@
 //! One function per command.
 
 use std::path::absolute;
+use std::time::Duration;
 
 use bascule_core::Blocker;
 use serde::Serialize;
@@ -16,6 +17,9 @@ use crate::config::Config;
 use crate::paths::Paths;
 use crate::shared::Answer;
 use crate::status::{BootSettings, Groups, StateWord, Status};
+
+/// How long the last steps of a command are waited for.
+const SETTLING: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(cli: &Cli) -> Result<Exit, CliError> {
     let options = &cli.options;
@@ -122,7 +126,7 @@ async fn step(options: &Options, client: &Client, path: &str, goal: Option<Goal>
             Ok(Exit::Done)
         }
         None => {
-            let after: Status = client.get("/v1/status").await?;
+            let after = settled(client, before).await?;
             if options.json {
                 json_line(&after)
             } else {
@@ -130,6 +134,25 @@ async fn step(options: &Options, client: &Client, path: &str, goal: Option<Goal>
             }
             Ok(Exit::Done)
         }
+    }
+}
+
+/// The status once what was on its way is decided: the answer to a command may come before its last step.
+async fn settled(client: &Client, before: Status) -> Result<Status, CliError> {
+    let mut last = before;
+    let decided = async {
+        let mut events = client.events().await?;
+        while let Some(status) = events.next().await? {
+            last = status;
+            if matches!(last.state, StateWord::Idle | StateWord::RollingBack) {
+                break;
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(SETTLING, decided).await {
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(())) | Err(_) => Ok(last),
     }
 }
 

@@ -37,7 +37,7 @@ impl Reporter {
 
     /// Shows a status, unless it looks like the last one.
     pub(super) fn show(&mut self, status: &Status) {
-        if status.state == StateWord::Prepared {
+        if matches!(status.state, StateWord::Prepared | StateWord::Activating | StateWord::Activated) {
             self.summarise();
         }
         let (line, key) = (clean(&status.details), key(status));
@@ -72,8 +72,9 @@ impl Reporter {
         }
     }
 
+    /// Says what a preparation came to, once it is over.
     fn summarise(&mut self) {
-        let Some(progress) = self.progress.take() else { return };
+        let Some(progress) = self.progress.take().filter(|progress| progress.total_bytes > 0) else { return };
         let text = summary(&progress);
         match &self.way {
             Way::Json => {}
@@ -92,12 +93,15 @@ fn bar() -> ProgressBar {
 }
 
 fn summary(progress: &Progress) -> String {
-    format!(
-        "{} written and read back, {} fetched, {} kept",
-        bytes(progress.total_bytes.saturating_sub(progress.kept_bytes)),
-        bytes(progress.fetched_bytes),
-        bytes(progress.kept_bytes)
-    )
+    let verified = format!("{} verified in the target slots", bytes(progress.total_bytes));
+    // The last look may have been before the end: then what was fetched is not known.
+    if progress.percent < 100 {
+        return verified;
+    }
+    match progress.kept_bytes {
+        0 => format!("{verified}, {} fetched", bytes(progress.fetched_bytes)),
+        kept => format!("{verified}, {} fetched, {} were there already", bytes(progress.fetched_bytes), bytes(kept)),
+    }
 }
 
 /// What must change before another line is worth it: every tenth of the progress, every step, everything else.

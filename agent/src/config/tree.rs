@@ -67,6 +67,11 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// Whether there is nothing to look at: then what is missing in it is not worth telling.
+    pub(super) fn none_was_read(&self) -> bool {
+        self.read.is_empty()
+    }
+
     pub(super) fn locate(&self, place: Place) -> (PathBuf, Option<Position>) {
         match self.read.get(place.file) {
             Some((path, text)) => (path.clone(), Some(position(text, place.offset))),

@@ -59,6 +59,7 @@ fn prepare_is_followed_to_the_prepared_state_with_a_line_for_each_step() {
     let (code, out, err) = bascule(&device, &["prepare", "demo.bascule"]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.contains("Preparing version 2.0.0 in group b: writing root, 50 %"), "{out}");
+    assert!(out.contains("\n100 MiB verified in the target slots, 0 B fetched\n"), "{out}");
     assert!(out.ends_with("Version 2.0.0 is prepared in group b and waits for `bascule activate`\n"), "{out}");
     let here = std::env::current_dir().unwrap().join("demo.bascule");
     assert_eq!(device.events(), [format!("prepare {} stop", here.display())]);

@@ -180,14 +180,12 @@ impl Loop {
             Command::Activate => self.done("activate", answer),
             Command::Cancel => self.done("cancel", answer),
             Command::Commit => {
-                let view = BootView {
-                    settings: Settings::Intact,
-                    primary: Group::A,
-                    a: BootStatus::Good,
-                    b: BootStatus::Good,
-                };
-                self.snapshot.send_modify(|snapshot| snapshot.view = Ok(view));
+                // Answered before it shows, as a real loop may.
                 self.done("commit", answer);
+                pause().await;
+                let (a, b) = (BootStatus::Good, BootStatus::Good);
+                let view = BootView { settings: Settings::Intact, primary: Group::A, a, b };
+                self.snapshot.send_modify(|snapshot| snapshot.view = Ok(view));
             }
             Command::RollBack => {
                 let installed = Deployment { target: Group::A, ..deployment("stub-0", "-") };

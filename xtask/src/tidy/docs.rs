@@ -91,7 +91,9 @@ fn area_of(code: &str) -> Option<&str> {
 
 /// Whether it is the name of a file rather than a code.
 fn is_file_name(text: &str) -> bool {
-    [".toml", ".json", ".service", ".sock", ".socket", ".img", ".d", ".cfg", ".bascule"].iter().any(|end| text.ends_with(end))
+    [".toml", ".json", ".service", ".sock", ".socket", ".img", ".d", ".cfg", ".bascule"]
+        .iter()
+        .any(|end| text.ends_with(end))
 }
 
 /// Codes that begin a heading, a row of a table or an item of a list.
