@@ -7,6 +7,7 @@
 //! ```
 
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
@@ -15,7 +16,6 @@ pub mod durable;
 pub mod engine;
 pub mod heartbeat;
 pub mod logging;
-pub mod cli;
 pub mod paths;
 pub mod prepare;
 pub mod reboot;

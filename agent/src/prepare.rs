@@ -36,8 +36,8 @@ pub enum PrepareError {
     /// The bundle or its source while it was read.
     #[error("cannot read the bundle")]
     Bundle(#[from] BundleError),
-    /// The source could not be opened again.
-    #[error("cannot open the bundle again")]
+    /// The source could not be opened.
+    #[error("cannot open the bundle")]
     Source(#[from] SourceError),
     /// The source now holds another bundle than the one that was accepted.
     #[error("the source holds another bundle than the one that was accepted")]

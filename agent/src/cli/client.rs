@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 
 use super::failure::CliError;
 use crate::api::SourceRequest;
@@ -25,6 +26,11 @@ const ANSWER_LIMIT: usize = 8 * 1024 * 1024;
 const EVENT_LIMIT: usize = 1024 * 1024;
 /// How long the daemon may take to answer a question about what it knows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a daemon that went away is waited for.
+const RETURN: Duration = Duration::from_secs(30);
+/// From one look for it to the next.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// A request's body.
 pub(super) type Payload = BoxBody<Bytes, io::Error>;
@@ -75,6 +81,17 @@ impl Client {
             return Err(refusal("/v1/events", answer).await);
         }
         Ok(Events { body: answer.into_body(), buffer: Vec::new() })
+    }
+
+    /// Watches the status of a daemon that has gone away, once it is back.
+    pub(super) async fn events_once_back(&self) -> Result<Events, CliError> {
+        let gone = Instant::now();
+        loop {
+            match self.events().await {
+                Err(_) if gone.elapsed() < RETURN => sleep(LOOK).await,
+                events => return events,
+            }
+        }
     }
 
     async fn send(

@@ -52,14 +52,20 @@ async fn status(options: &Options, client: &Client) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
+/// Goes on across a restart of the daemon; ends when it stays away.
 async fn watch(options: &Options, client: &Client) -> Result<Exit, CliError> {
     let mut events = client.events().await?;
     let mut reporter = Reporter::new(options.json);
-    while let Some(status) = events.next().await? {
-        reporter.show(&status);
+    loop {
+        while let Some(status) = events.next().await? {
+            reporter.show(&status);
+        }
+        reporter.note("the daemon has gone away");
+        events = match client.events_once_back().await {
+            Ok(events) => events,
+            Err(_) => return Ok(Exit::TryLater),
+        };
     }
-    reporter.note("the daemon has gone away");
-    Ok(Exit::TryLater)
 }
 
 async fn plan(options: &Options, client: &Client, bundle: &str) -> Result<Exit, CliError> {

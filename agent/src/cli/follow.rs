@@ -1,9 +1,6 @@
 //! Follows what was begun to its end, also across a restart of the daemon.
 
-use std::time::Duration;
-
 use bascule_core::{Ending, ErrorReport, Phase};
-use tokio::time::{Instant, sleep};
 
 use super::Exit;
 use super::client::Client;
@@ -12,11 +9,6 @@ use super::progress::Reporter;
 use super::text::{clean, json_line, out};
 use crate::api::HistoryLine;
 use crate::status::{StateWord, Status};
-
-/// How long a daemon that went away is waited for.
-const RETURN: Duration = Duration::from_secs(30);
-/// From one look for it to the next.
-const LOOK: Duration = Duration::from_millis(300);
 
 /// What the caller waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,19 +49,8 @@ impl<'a> Follow<'a> {
     }
 
     pub(super) async fn run(mut self) -> Result<Exit, CliError> {
-        let mut gone_since = Instant::now();
+        let mut events = self.client.events().await?;
         loop {
-            let mut events = match self.client.events().await {
-                Ok(events) => events,
-                Err(error) => match self.rebooting() {
-                    Some(exit) => return Ok(exit),
-                    None if gone_since.elapsed() > RETURN => return Err(error),
-                    None => {
-                        sleep(LOOK).await;
-                        continue;
-                    }
-                },
-            };
             while let Some(status) = events.next().await? {
                 if let Some(exit) = self.look(status).await? {
                     return Ok(exit);
@@ -78,8 +59,7 @@ impl<'a> Follow<'a> {
             if let Some(exit) = self.rebooting() {
                 return Ok(exit);
             }
-            gone_since = Instant::now();
-            sleep(LOOK).await;
+            events = self.client.events_once_back().await?;
         }
     }
 
@@ -115,8 +95,10 @@ impl<'a> Follow<'a> {
         {
             return Ok(Some(exit));
         }
-        self.reporter.show(&status);
         let end = end(self.goal, &status, ours);
+        if ours || end.is_some() {
+            self.reporter.show(&status);
+        }
         self.last = Some(status);
         let Some(end) = end else { return Ok(None) };
         self.reporter.finish();

@@ -21,7 +21,8 @@ pub(super) struct Reporter {
 enum Way {
     Json,
     Lines,
-    Bar(ProgressBar),
+    /// The bar is there while there is progress to show.
+    Bar(Option<ProgressBar>),
 }
 
 impl Reporter {
@@ -30,7 +31,7 @@ impl Reporter {
         let way = match (json, terminal) {
             (true, _) => Way::Json,
             (false, false) => Way::Lines,
-            (false, true) => Way::Bar(bar()),
+            (false, true) => Way::Bar(None),
         };
         Reporter { way, last: String::new(), progress: None }
     }
@@ -42,17 +43,25 @@ impl Reporter {
         }
         let (line, key) = (clean(&status.details), key(status));
         let changed = std::mem::replace(&mut self.last, key.clone()) != key;
-        match (&self.way, &status.progress) {
-            (Way::Json, _) => json_line(status),
-            (Way::Lines, _) if changed => out(&line),
-            (Way::Lines, _) => {}
-            (Way::Bar(bar), Some(progress)) => {
-                bar.set_length(progress.total_bytes);
-                bar.set_position(progress.done_bytes);
-                bar.set_message(clean(&progress.step));
-            }
-            (Way::Bar(bar), None) if changed => bar.suspend(|| out(&line)),
-            (Way::Bar(_), None) => {}
+        match &mut self.way {
+            Way::Json => json_line(status),
+            Way::Lines if changed => out(&line),
+            Way::Lines => {}
+            Way::Bar(bar) => match &status.progress {
+                Some(progress) if progress.total_bytes > 0 => {
+                    let bar = bar.get_or_insert_with(new_bar);
+                    bar.set_length(progress.total_bytes);
+                    bar.set_position(progress.done_bytes);
+                    bar.set_message(clean(&progress.step));
+                }
+                _ if changed => {
+                    if let Some(bar) = bar.take() {
+                        bar.finish_and_clear();
+                    }
+                    out(&line);
+                }
+                _ => {}
+            },
         }
         self.progress.clone_from(&status.progress);
     }
@@ -67,7 +76,9 @@ impl Reporter {
 
     /// Takes the bar away.
     pub(super) fn finish(&mut self) {
-        if let Way::Bar(bar) = &self.way {
+        if let Way::Bar(bar) = &mut self.way
+            && let Some(bar) = bar.take()
+        {
             bar.finish_and_clear();
         }
     }
@@ -75,19 +86,11 @@ impl Reporter {
     /// Says what a preparation came to, once it is over.
     fn summarise(&mut self) {
         let Some(progress) = self.progress.take().filter(|progress| progress.total_bytes > 0) else { return };
-        let text = summary(&progress);
-        match &self.way {
-            Way::Json => {}
-            Way::Lines => out(&text),
-            Way::Bar(bar) => {
-                bar.finish_and_clear();
-                out(&text);
-            }
-        }
+        self.note(&summary(&progress));
     }
 }
 
-fn bar() -> ProgressBar {
+fn new_bar() -> ProgressBar {
     let style = ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5)).with_style(style.progress_chars("=> "))
 }

@@ -16,8 +16,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::TokioExecutor;
 
 pub use error::HttpError;
@@ -35,9 +35,36 @@ const SLICE: Duration = Duration::from_millis(250);
 /// A gap up to this long is read and dropped; a longer one is worth a new range request. In bytes.
 const DROP_LIMIT: u64 = 256 << 10;
 
+type Plain = Client<HttpConnector, Empty<Bytes>>;
+type Tls = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+/// One client for each scheme, made when it is first needed: a device without CA certificates can still use http.
+#[derive(Default)]
+struct Clients {
+    plain: Option<Plain>,
+    tls: Option<Tls>,
+}
+
+impl Clients {
+    fn request(&mut self, request: Request<Empty<Bytes>>) -> Result<ResponseFuture, HttpError> {
+        if request.uri().scheme_str() == Some("http") {
+            let make = || Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+            return Ok(self.plain.get_or_insert_with(make).request(request));
+        }
+        let client = match self.tls.take() {
+            Some(client) => client,
+            None => {
+                let builder = HttpsConnectorBuilder::new().with_native_roots().map_err(HttpError::Tls)?;
+                Client::builder(TokioExecutor::new()).build(builder.https_only().enable_http1().build())
+            }
+        };
+        Ok(self.tls.insert(client).request(request))
+    }
+}
+
 /// A forward read of one URL.
 pub struct HttpRead {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    clients: Clients,
     opener: Opener,
     url: String,
     fetched: Fetched,
@@ -54,15 +81,8 @@ impl HttpRead {
     /// # Errors
     /// [`HttpError`].
     pub fn open(opener: &Opener, url: &str, fetched: Fetched) -> Result<Self, HttpError> {
-        let connector = HttpsConnectorBuilder::new()
-            .with_native_roots()
-            .map_err(HttpError::Tls)?
-            .https_or_http()
-            .enable_http1()
-            .build();
-        let client = Client::builder(TokioExecutor::new()).build(connector);
         let mut read = HttpRead {
-            client,
+            clients: Clients::default(),
             opener: opener.clone(),
             url: url.to_owned(),
             fetched,
@@ -103,7 +123,7 @@ impl HttpRead {
         self.drop_bytes(dropped)
     }
 
-    async fn request(&self) -> Result<Response<Incoming>, HttpError> {
+    async fn request(&mut self) -> Result<Response<Incoming>, HttpError> {
         let mut url = self.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let response = self.request_once(&url).await?;
@@ -116,7 +136,7 @@ impl HttpRead {
         Err(HttpError::Redirect { url: self.url.clone(), what: "more than five times" })
     }
 
-    async fn request_once(&self, url: &str) -> Result<Response<Incoming>, HttpError> {
+    async fn request_once(&mut self, url: &str) -> Result<Response<Incoming>, HttpError> {
         let bad = || HttpError::Url { url: url.to_owned() };
         let uri: Uri = url.parse().map_err(|_| bad())?;
         if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
@@ -132,7 +152,7 @@ impl HttpRead {
             request = request.header(header::IF_RANGE, tag);
         }
         let request = request.body(Empty::new()).map_err(|_| bad())?;
-        match patiently(&self.opener, self.client.request(request)).await {
+        match patiently(&self.opener, self.clients.request(request)?).await {
             Waited::Cancelled => Err(self.cancelled()),
             Waited::Stalled => Err(self.stalled()),
             Waited::Done(Err(source)) => Err(HttpError::Unreachable { url: self.url.clone(), source: source.into() }),

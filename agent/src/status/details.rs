@@ -76,6 +76,7 @@ fn preparing(deployment: &Deployment, snapshot: &Snapshot) -> String {
         _ => String::new(),
     };
     match &snapshot.progress {
+        Some(progress) if progress.total_bytes == 0 => format!("{main}{attempt}: {}", progress.step),
         Some(progress) => format!("{main}{attempt}: {}, {} %", progress.step, progress.percent),
         None => format!("{main}{attempt}"),
     }
