@@ -8,8 +8,7 @@ use super::text::{bytes, clean, json_line, out};
 use crate::shared::Progress;
 use crate::status::{StateWord, Status};
 
-const BAR: &str =
-    "{msg} [{bar:30}] {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+const BAR: &str = "{msg} [{wide_bar}] {percent:>3} %  {binary_bytes_per_sec}  {eta} left";
 
 /// Shows changes.
 pub(super) struct Reporter {
@@ -50,9 +49,9 @@ impl Reporter {
             Way::Bar(bar) => match &status.progress {
                 Some(progress) if progress.total_bytes > 0 => {
                     let bar = bar.get_or_insert_with(new_bar);
+                    bar.set_message(clean(&progress.step));
                     bar.set_length(progress.total_bytes);
                     bar.set_position(progress.done_bytes);
-                    bar.set_message(clean(&progress.step));
                 }
                 _ if changed => {
                     if let Some(bar) = bar.take() {

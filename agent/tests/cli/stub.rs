@@ -215,8 +215,10 @@ impl Loop {
                 let mut bytes = Vec::new();
                 stream.read_to_end(&mut bytes).map(|_| bytes)
             });
-            let bytes = read.await.unwrap().unwrap();
-            self.script().events.push(read_event(&bytes));
+            match read.await.unwrap() {
+                Ok(bytes) => self.script().events.push(read_event(&bytes)),
+                Err(error) => return self.script().events.push(format!("broken {}", error.kind())),
+            }
         }
         for percent in [0, 50, 100] {
             self.progress(Some(percent));
