@@ -4,6 +4,7 @@ mod http;
 mod images;
 mod machine;
 mod ping;
+pub mod powercut;
 pub mod rehearsal;
 mod timeline;
 

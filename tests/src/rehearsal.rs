@@ -13,6 +13,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use bascule_boot::disk::rehearsal::{DiskFile, machine};
@@ -28,6 +29,9 @@ const SLOT_BYTES: u64 = 1 << 20;
 const DISK: &str = "nvme0n1";
 /// `basculed run-to-rest` ends with this when the system is to be started again.
 const REBOOT_NEEDED: i32 = 4;
+
+/// No two boots of any device have the same identifier.
+static BOOTS: AtomicU64 = AtomicU64::new(1);
 
 /// Nothing waits for wall-clock time: the one round of checks comes at once, and a failing check moves the clock.
 const CONFIG: &str = r#"
@@ -52,7 +56,6 @@ pub struct Rehearsal {
     program: PathBuf,
     disk: DiskFile,
     systems: Vec<System>,
-    boots: u32,
     booted: Option<Group>,
     _dir: Option<tempfile::TempDir>,
 }
@@ -129,7 +132,6 @@ impl Rehearsal {
             program: basculed()?,
             disk,
             systems: systems.to_vec(),
-            boots: 0,
             booted: None,
             _dir: None,
         };
@@ -206,11 +208,11 @@ impl Rehearsal {
     /// When the loader has nothing to start, or starts a slot without a whole known image: a bricked device.
     pub fn boot(&mut self) -> Result<Boot> {
         let grubenv = optional(&self.grubenv())?;
-        let start = simulator::start(grubenv.as_deref(), optional(&self.fallback())?.as_deref(), |_| true, Saving::Works);
+        let start =
+            simulator::start(grubenv.as_deref(), optional(&self.fallback())?.as_deref(), |_| true, Saving::Works);
         if let Some(counted) = start.grubenv.filter(|counted| Some(counted) != grubenv.as_ref()) {
             fs::write(self.grubenv(), counted)?;
         }
-        self.boots += 1;
         let Ending::Started(group) = start.ending else { bail!("the loader has nothing to start: {:?}", start.said) };
         let Some(system) = self.holds(group)?.cloned() else {
             bail!("the loader started group {group}, which holds no complete system: {:?}", start.said);
@@ -231,7 +233,8 @@ impl Rehearsal {
 
     fn come_up(&self, group: Group, system: &System) -> Result<()> {
         self.disk.mount_root(&self.root, partition(group))?;
-        fs::write(self.root.join("proc/sys/kernel/random/boot_id"), format!("boot-{}\n", self.boots))?;
+        let boot_id = format!("boot-{}\n", BOOTS.fetch_add(1, Ordering::Relaxed));
+        fs::write(self.root.join("proc/sys/kernel/random/boot_id"), boot_id)?;
         fs::write(self.root.join("proc/uptime"), "1.00 1.00\n")?;
         let runtime = self.root.join("run/bascule");
         match fs::remove_dir_all(&runtime) {
@@ -341,6 +344,10 @@ pub(crate) fn scratch() -> Result<tempfile::TempDir> {
 fn basculed() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let program = test.ancestors().nth(2).context("a test runs in target/PROFILE/deps")?.join("basculed");
-    ensure!(program.is_file(), "{} is missing: build it first with `cargo build -p bascule-agent --bins` and the same profile", program.display());
+    ensure!(
+        program.is_file(),
+        "{} is missing: build it first with `cargo build -p bascule-agent --bins` and the same profile",
+        program.display()
+    );
     Ok(program)
 }

@@ -1,0 +1,161 @@
+//! Records one whole cycle of the real agent, from the offer to rest, across its restarts.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, bail, ensure};
+use bascule_core::Group;
+
+use super::disk::{Disk, Fate, Tree};
+use super::trace::{self, Effect};
+use super::{DIRECTORIES, FALLBACK, GRUBENV, SLOTS};
+use crate::rehearsal::{Boot, Rehearsal, System, Temper, Vendor};
+
+/// More starts than any cycle takes.
+const MOST_STARTS: usize = 8;
+
+/// Where a cycle begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// The factory's system runs from `a`; group `b` is empty.
+    Factory,
+    /// A second system was committed in `b`, and the power was cut before the loader's fallback was changed from `a`.
+    SecondUpdate,
+}
+
+/// One kind of cycle.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// For messages.
+    pub name: &'static str,
+    /// Where it begins.
+    pub begin: Begin,
+    /// What the offered system is like.
+    pub temper: Temper,
+}
+
+/// A recorded cycle.
+#[derive(Debug)]
+pub struct Recording {
+    /// What was recorded.
+    pub scenario: Scenario,
+    /// Everything on the disk before.
+    pub(super) start: Tree,
+    /// What happened to it, in order.
+    pub log: Vec<Effect>,
+    /// Everything on the disk after.
+    pub(super) end: Tree,
+    /// The group that ran at the start.
+    pub(super) booted: Group,
+    /// What ran at the start.
+    pub(super) running: System,
+    /// What was offered.
+    pub(super) offered: System,
+    pub(super) systems: Vec<System>,
+    pub(super) vendor: Vendor,
+}
+
+impl Recording {
+    /// Runs the cycle and records it.
+    ///
+    /// # Errors
+    /// When the agent fails, or the log does not explain the disk at the end.
+    pub fn make(scenario: Scenario) -> Result<Self> {
+        let vendor = Vendor::new()?;
+        let factory = vendor.system(1, Temper::Good)?;
+        let second = vendor.system(2, Temper::Good)?;
+        let offered = vendor.system(3, scenario.temper)?;
+        let systems = vec![factory.clone(), second.clone(), offered.clone()];
+        // On a file system of the host, which mostly knows O_DIRECT and zeroing by command as a device does.
+        let dir = tempfile::tempdir()?;
+        let mut device = Rehearsal::new_in(&dir.path().join("device"), &vendor, &factory, &systems)?;
+        let mut running = factory;
+        if scenario.begin == Begin::SecondUpdate {
+            device.boot()?;
+            ensure!(device.install(&second.bundle)?.wants_reboot(), "the second system is not installed");
+            device.settle(3)?;
+            fs::write(device.fallback(), bascule_boot::grub::FACTORY_FALLBACK)?;
+            running = second;
+        }
+        let Boot::Up { group: booted, .. } = device.boot()? else { bail!("the device does not come up") };
+        let start = snapshot(device.root())?;
+        let log = record(&mut device, &offered)?;
+        let end = snapshot(device.root())?;
+        let recording = Recording { scenario, start, log, end, booted, running, offered, systems, vendor };
+        recording.check_itself()?;
+        Ok(recording)
+    }
+
+    /// The log explains the disk: replayed whole on the start it gives the end, and nothing is left unsynced.
+    fn check_itself(&self) -> Result<()> {
+        let mut disk = Disk::new(&self.start)?;
+        for (id, effect) in self.log.iter().enumerate() {
+            disk.apply(id, effect)?;
+        }
+        let replayed = disk.after_cut(|_| Fate::Whole);
+        let differing: Vec<&String> =
+            self.end.keys().filter(|path| replayed.get(*path) != self.end.get(*path)).collect();
+        ensure!(replayed == self.end, "the log does not explain the disk: {differing:?} differ");
+        Ok(())
+    }
+}
+
+fn record(device: &mut Rehearsal, offered: &System) -> Result<Vec<Effect>> {
+    let mut install = device.command(&["run-to-rest", "--install"]);
+    install.arg(&offered.bundle);
+    let (mut code, mut log) = trace::run(&install, device.root())?;
+    for _ in 0..MOST_STARTS {
+        match code {
+            Some(0) => return Ok(log),
+            Some(4) => {}
+            _ => bail!("the agent ended with {code:?}"),
+        }
+        let before = fs::read(device.grubenv())?;
+        let boot = device.boot()?;
+        let (Boot::Up { group, .. } | Boot::Panicked { group, .. }) = boot;
+        log.push(Effect::Restart(group));
+        let after = fs::read(device.grubenv())?;
+        if after != before {
+            log.push(Effect::Loader(after));
+        }
+        if matches!(boot, Boot::Panicked { .. }) {
+            continue;
+        }
+        for arguments in [&["rollback-altboot"][..], &["run-to-rest"]] {
+            let (ended, effects) = trace::run(&device.command(arguments), device.root())?;
+            log.extend(effects);
+            code = ended;
+        }
+    }
+    bail!("the cycle does not come to rest")
+}
+
+/// Every file of the device's disk.
+pub(super) fn snapshot(root: &Path) -> Result<Tree> {
+    let mut tree = Tree::new();
+    for directory in DIRECTORIES {
+        for entry in fs::read_dir(root.join(directory))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let path = format!("{directory}/{name}");
+            let constant = name == "grub.cfg" || (directory == SLOTS && !is_slot(&name));
+            if !constant {
+                tree.insert(path.clone(), Arc::new(fs::read(root.join(path))?));
+            }
+        }
+    }
+    ensure!(tree.contains_key(GRUBENV) && tree.contains_key(FALLBACK), "the loader's files are missing");
+    Ok(tree)
+}
+
+fn is_slot(name: &str) -> bool {
+    name.ends_with("p3") || name.ends_with("p4")
+}
+
+/// The path of a group's slot in a [`Tree`].
+pub(super) fn slot(group: Group) -> &'static str {
+    match group {
+        Group::A => "dev/nvme0n1p3",
+        Group::B => "dev/nvme0n1p4",
+    }
+}

@@ -1,0 +1,54 @@
+//! Cuts the power at every step of the agent's cycles, in every way the cut can fall, and lets the agent go on.
+
+use std::time::Instant;
+
+use bascule_tests::powercut::{Begin, Recording, Scenario, Verdict, cut_everywhere, try_mutants};
+use bascule_tests::rehearsal::Temper;
+
+fn every_cut_is_survived_and_every_mistake_found_out(scenario: Scenario) {
+    let began = Instant::now();
+    let recording = Recording::make(scenario).unwrap();
+    let report = cut_everywhere(&recording).unwrap();
+    println!(
+        "{}: {} effects, {} states, {} failures, {:.1} s",
+        scenario.name,
+        report.effects,
+        report.states,
+        report.failures.len(),
+        began.elapsed().as_secs_f32()
+    );
+    assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
+    let mut survivors = Vec::new();
+    for (mutant, verdict) in try_mutants(&recording, &report).unwrap() {
+        println!("{}: {}: {verdict:?}", scenario.name, mutant.what);
+        if verdict == Verdict::Survived {
+            survivors.push(mutant.what);
+        }
+    }
+    println!("{}: {:.1} s in all", scenario.name, began.elapsed().as_secs_f32());
+    assert!(survivors.is_empty(), "not found out: {survivors:#?}");
+}
+
+#[test]
+fn the_first_update_survives_every_cut() {
+    let scenario = Scenario { name: "first update", begin: Begin::Factory, temper: Temper::Good };
+    every_cut_is_survived_and_every_mistake_found_out(scenario);
+}
+
+#[test]
+fn the_second_update_survives_every_cut() {
+    let scenario = Scenario { name: "second update", begin: Begin::SecondUpdate, temper: Temper::Good };
+    every_cut_is_survived_and_every_mistake_found_out(scenario);
+}
+
+#[test]
+fn the_rollback_of_an_unhealthy_system_survives_every_cut() {
+    let scenario = Scenario { name: "unhealthy", begin: Begin::Factory, temper: Temper::Unhealthy };
+    every_cut_is_survived_and_every_mistake_found_out(scenario);
+}
+
+#[test]
+fn the_fallback_from_a_system_that_does_not_boot_survives_every_cut() {
+    let scenario = Scenario { name: "does not boot", begin: Begin::Factory, temper: Temper::Panics };
+    every_cut_is_survived_and_every_mistake_found_out(scenario);
+}
