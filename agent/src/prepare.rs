@@ -34,10 +34,10 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// The bundle or its source while it was read.
-    #[error("cannot read the bundle")]
+    #[error(transparent)]
     Bundle(#[from] BundleError),
     /// The source could not be opened.
-    #[error("cannot open the bundle")]
+    #[error(transparent)]
     Source(#[from] SourceError),
     /// The source now holds another bundle than the one that was accepted.
     #[error("the source holds another bundle than the one that was accepted")]

@@ -213,7 +213,7 @@ impl Stage {
         let history = self.machine.succeed("bascule history --json")?;
         ensure!(history.contains(why), "the history does not say {why}: {history}");
         self.say("device", format!("runs {version} again"), &format!("{bad} is on the deny-list"));
-        for line in self.machine.succeed("bascule explain")?.lines().filter(|line| !line.trim().is_empty()) {
+        for line in self.machine.succeed("NO_COLOR=1 bascule explain")?.lines().filter(|line| !line.trim().is_empty()) {
             self.say("explain", line.trim_end().to_owned(), "");
         }
         Ok(())
@@ -222,8 +222,9 @@ impl Stage {
     fn is_refused(&mut self, refusal: &Refusal<'_>) -> Result<()> {
         let name = refusal.bundle.file_name().context("a bundle without a name")?.to_string_lossy().into_owned();
         let url = self.server.url_for_guest(&name);
-        let output = self.machine.run(&format!("bascule install {url}"))?;
-        ensure!(output.code == 1, "{name} ended with exit code {}: {}", output.code, output.text);
+        let output = self.machine.run(&format!("NO_COLOR=1 bascule install {url}"))?;
+        // 1 is for good, 75 is "try again later": a truncated bundle may be one that is still being uploaded.
+        ensure!(matches!(output.code, 1 | 75), "{name} ended with exit code {}: {}", output.code, output.text);
         let line = |start: &str| {
             let found = output.text.lines().map(str::trim).find(|line| line.starts_with(start));
             found.map(str::to_owned).with_context(|| format!("no line {start:?} in: {}", output.text))

@@ -1,0 +1,54 @@
+//! The demo's five scenes as tests, each on a device of its own.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use bascule_image::disk::{DiskSpec, Sizes, SlotContent, create_disk};
+use bascule_tests::Images;
+use bascule_tests::scenes::Stage;
+
+const MIB: u64 = 1 << 20;
+
+/// A device that left the factory with v2: what the later scenes of the demo begin with.
+fn factory_v2(scene: &str) -> Result<Stage> {
+    let images = Images::load()?;
+    let folder = tempfile::tempdir_in(&images.directory)?;
+    let disk = folder.path().join("disk.img");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace above the tests")?;
+    let spec = DiskSpec {
+        root_a: SlotContent::Image(images.system("v2")?.image.clone()),
+        root_b: SlotContent::Empty,
+        boot_files: workspace.join("bootloader-glue/grub"),
+        grub_modules: None,
+        sizes: Sizes { esp: 128 * MIB, slot: 512 * MIB, data: 64 * MIB },
+        seed: scene.to_owned(),
+        epoch: 1_700_000_000,
+    };
+    create_disk(&spec, &disk)?;
+    Stage::set(scene, Some(&disk))
+}
+
+#[test]
+fn a_good_system_is_installed_while_the_old_one_works_and_is_committed() -> Result<()> {
+    Stage::set("scene-good", None)?.installs_a_good_system("v2")
+}
+
+#[test]
+fn bundles_of_strangers_of_other_hardware_truncated_or_older_are_refused_and_change_nothing() -> Result<()> {
+    factory_v2("scene-refused")?.refuses_bad_bundles()
+}
+
+#[test]
+fn an_unhealthy_system_is_rolled_back_and_not_taken_again() -> Result<()> {
+    factory_v2("scene-unhealthy")?.rolls_back_an_unhealthy_system()
+}
+
+#[test]
+fn a_system_that_does_not_boot_is_given_up_by_the_loader_and_the_old_one_says_so() -> Result<()> {
+    factory_v2("scene-no-boot")?.comes_back_from_a_system_that_does_not_boot()
+}
+
+#[test]
+fn an_install_that_was_cut_off_is_finished_after_the_next_start() -> Result<()> {
+    factory_v2("scene-interrupted")?.finishes_an_interrupted_install()
+}
