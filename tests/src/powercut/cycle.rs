@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
@@ -104,7 +105,7 @@ impl Recording {
 fn record(device: &mut Rehearsal, offered: &System) -> Result<Vec<Effect>> {
     let mut install = device.command(&["run-to-rest", "--install"]);
     install.arg(&offered.bundle);
-    let (mut code, mut log) = trace::run(&install, device.root())?;
+    let (mut code, mut log) = traced(device, &install)?;
     for _ in 0..MOST_STARTS {
         match code {
             Some(0) => return Ok(log),
@@ -114,6 +115,9 @@ fn record(device: &mut Rehearsal, offered: &System) -> Result<Vec<Effect>> {
         let before = fs::read(device.grubenv())?;
         let boot = device.boot()?;
         let (Boot::Up { group, .. } | Boot::Panicked { group, .. }) = boot;
+        if !matches!(log.last(), Some(Effect::Restart(_) | Effect::Loader(_))) {
+            log.push(Effect::Asked(group));
+        }
         log.push(Effect::Restart(group));
         let after = fs::read(device.grubenv())?;
         if after != before {
@@ -123,12 +127,24 @@ fn record(device: &mut Rehearsal, offered: &System) -> Result<Vec<Effect>> {
             continue;
         }
         for arguments in [&["rollback-altboot"][..], &["run-to-rest"]] {
-            let (ended, effects) = trace::run(&device.command(arguments), device.root())?;
+            let (ended, effects) = traced(device, &device.command(arguments))?;
             log.extend(effects);
             code = ended;
         }
     }
     bail!("the cycle does not come to rest")
+}
+
+/// Runs the agent. That it ends well says that everything it recorded is durable, whether it was logged or not.
+fn traced(device: &Rehearsal, command: &Command) -> Result<(Option<i32>, Vec<Effect>)> {
+    let before = device.record()?.generation;
+    let (code, mut effects) = trace::run(command, device.root())?;
+    let after = device.record()?.generation;
+    let said = effects.iter().any(|effect| *effect == Effect::Recorded(after));
+    if after > before && !said {
+        effects.push(Effect::Recorded(after));
+    }
+    Ok((code, effects))
 }
 
 /// Every file of the device's disk.

@@ -125,7 +125,7 @@ impl Disk {
                 let number = self.number(super::GRUBENV)?;
                 self.files[number] = File { durable: Arc::new(bytes.clone()), pending: Vec::new() };
             }
-            Effect::Recorded(_) => {}
+            Effect::Recorded(_) | Effect::Asked(_) => {}
         }
         Ok(())
     }

@@ -43,10 +43,13 @@ impl<'r> Judge<'r> {
         let fallback = state.tree.get(FALLBACK).context("the loader's fallback is gone")?;
         let picked = self.started(state, Some(grubenv), fallback)?;
         ensure!(self.whole(state, picked).is_some(), "I1: the loader starts {picked}, which is not complete");
+        if let Some(asked) = state.said.asked {
+            ensure!(picked == asked, "a restart into {asked} was asked for, the loader would start {picked}");
+        }
         let without = self.started(state, None, fallback)?;
         ensure!(self.whole(state, without).is_some(), "I1: without settings the loader starts {without}, not complete");
         let backend = GrubBackend::new(self.device.root().join("boot/efi/bascule"));
-        let view = backend.view(BootedGroup::proven(state.booted))?;
+        let view = backend.view(BootedGroup::proven(state.said.booted))?;
         if view.settings == Settings::Intact {
             ensure!(view.status(without) == BootStatus::Good, "the fallback names {without}, which is not good");
             for group in Group::ALL {
@@ -55,9 +58,29 @@ impl<'r> Judge<'r> {
             }
         }
         let record = self.device.record().context("the record cannot be read")?;
-        let (held, said) = (record.generation, state.acknowledged);
+        let (held, said) = (record.generation, state.said.acknowledged);
         ensure!(held >= said, "generation {said} was called durable, {held} is there");
-        self.record_is_true(state, &record, &view)
+        self.intent_came_first(state, &record)?;
+        self.record_is_true(state, &record, &view)?;
+        let committed =
+            record.installed.as_ref().filter(|installed| installed.manifest == self.recording.offered.manifest);
+        if let Some(installed) = committed.filter(|_| held <= said) {
+            let kept = without == installed.target;
+            ensure!(kept, "the commit is recorded, and without settings the loader goes back to {without}");
+        }
+        Ok(())
+    }
+
+    /// Neither the loader's files nor the target are written before the record says what for.
+    fn intent_came_first(&self, state: &State, record: &Record) -> Result<()> {
+        if knows(record, &self.recording.offered) {
+            return Ok(());
+        }
+        for path in [GRUBENV, FALLBACK, slot(Group::A), slot(Group::B)] {
+            let unchanged = state.tree.get(path) == self.recording.start.get(path);
+            ensure!(unchanged, "{path} was written before the record says what for");
+        }
+        Ok(())
     }
 
     fn record_is_true(&self, state: &State, record: &Record, view: &BootView) -> Result<()> {
@@ -185,7 +208,7 @@ impl<'r> Judge<'r> {
         let start = simulator::start(grubenv.map(|bytes| bytes.as_slice()), Some(fallback), |_| true, Saving::Works);
         match start.ending {
             Started::Started(group) => Ok(group),
-            Started::Recovery => bail!("I1: the loader has nothing to start, {}: {:?}", state.booted, start.said),
+            Started::Recovery => bail!("I1: the loader has nothing to start, {}: {:?}", state.said.booted, start.said),
         }
     }
 

@@ -23,13 +23,22 @@ const PAGE: usize = 4096;
 pub(super) struct State {
     /// The disk.
     pub(super) tree: Tree,
-    /// The highest generation of the record that the agent has called durable.
-    pub(super) acknowledged: u64,
-    /// The group that was running.
-    pub(super) booted: Group,
+    /// What the agent had said until then.
+    pub(super) said: Said,
     /// The last effect before the cut, and what the cut took, for messages.
     pub(super) story: String,
     pub(super) key: [u8; 32],
+}
+
+/// What the world outside of the disk knows: from here on it must stay true.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Said {
+    /// The highest generation of the record that the agent has called durable.
+    pub(super) acknowledged: u64,
+    /// The group that the agent has asked to be started next.
+    pub(super) asked: Option<Group>,
+    /// The group that was running.
+    pub(super) booted: Group,
 }
 
 /// Lists every state that a cut after any effect of `log` from `from` on can leave behind.
@@ -39,27 +48,17 @@ pub(super) struct State {
 pub(super) fn enumerate(start: &Tree, booted: Group, log: &[Effect], from: usize) -> Result<Vec<State>> {
     let mut disk = Disk::new(start)?;
     let mut found = Found { chance: Chance(0x5eed), ..Found::default() };
-    let (mut acknowledged, mut booted) = (0, booted);
+    let mut said = Said { acknowledged: 0, asked: None, booted };
     for (id, effect) in log.iter().enumerate() {
         disk.apply(id, effect)?;
         match effect {
-            Effect::Recorded(generation) => acknowledged = acknowledged.max(*generation),
-            Effect::Restart(group) => booted = *group,
+            Effect::Recorded(generation) => said.acknowledged = said.acknowledged.max(*generation),
+            Effect::Asked(group) => said.asked = Some(*group),
+            Effect::Restart(group) => (said.asked, said.booted) = (None, *group),
             _ => {}
         }
         if id >= from {
-            found.at(
-                &disk,
-                &disk.pending(),
-                |tree, key, took| State {
-                    tree,
-                    acknowledged,
-                    booted,
-                    story: format!("after {id} {}: {took}", name(effect)),
-                    key,
-                },
-                acknowledged,
-            );
+            found.at(&disk, said, &format!("after {id} {}", name(effect)));
         }
     }
     Ok(found.states)
@@ -74,18 +73,13 @@ struct Found {
 }
 
 impl Found {
-    fn at(
-        &mut self,
-        disk: &Disk,
-        pending: &[Pending],
-        state: impl Fn(Tree, [u8; 32], String) -> State,
-        acknowledged: u64,
-    ) {
-        for fates in self.fates(pending) {
+    fn at(&mut self, disk: &Disk, said: Said, moment: &str) {
+        let pending = disk.pending();
+        for fates in self.fates(&pending) {
             let tree = disk.after_cut(|id| fates.get(&id).copied().unwrap_or(Fate::Lost));
-            let key = self.key(&tree, acknowledged);
+            let key = self.key(&tree, said);
             if self.seen.insert(key) {
-                self.states.push(state(tree, key, took(pending, &fates)));
+                self.states.push(State { tree, said, story: format!("{moment}: {}", took(&pending, &fates)), key });
             }
         }
     }
@@ -144,9 +138,9 @@ impl Found {
     }
 
     /// The digest of everything, with each file's contents hashed once.
-    fn key(&mut self, tree: &Tree, acknowledged: u64) -> [u8; 32] {
+    fn key(&mut self, tree: &Tree, said: Said) -> [u8; 32] {
         let mut hash = Sha256::new();
-        hash.update(acknowledged.to_le_bytes());
+        hash.update(format!("{said:?}"));
         for (path, bytes) in tree {
             // Keeping the contents keeps their address from being used again.
             let entry = self.digests.entry(Arc::as_ptr(bytes));
@@ -186,6 +180,7 @@ pub(super) fn name(effect: &Effect) -> String {
         Effect::Unlink(path) => format!("remove {path}"),
         Effect::Sync(path) => format!("sync {path}"),
         Effect::Recorded(generation) => format!("record {generation} is durable"),
+        Effect::Asked(group) => format!("{group} is to be started"),
         Effect::Loader(_) => "loader counts a try".into(),
         Effect::Restart(group) => format!("restart into {group}"),
     }

@@ -33,6 +33,8 @@ pub enum Effect {
     Sync(String),
     /// The agent said that this generation of the record is durable.
     Recorded(u64),
+    /// The agent asked for a restart, and said by that, that this group is started next.
+    Asked(bascule_core::Group),
     /// The loader wrote its settings, past every cache.
     Loader(Vec<u8>),
     /// An orderly restart: everything has reached the disk. The group that is started next.
