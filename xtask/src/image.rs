@@ -10,6 +10,7 @@ mod system;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -70,24 +71,15 @@ pub(crate) fn ensure() -> Result<Images> {
     let (base, base_key) = base::ensure(&directory)?;
     let tool = system::program("bascule-image")?;
     let keys = keys(&directory, &tool, "keys")?;
-    let strangers = keys_of_strangers(&directory, &tool)?;
     let kernel = cached(&directory, "vmlinuz", &base_key, |partial| {
         std::fs::copy(base.join("boot/vmlinuz"), partial).map(drop).context("cannot copy the kernel")
     })?;
     let inputs = Inputs::find(workspace, base, tool, keys.join("root.json"))?;
     let key = Key::of((base_key, inputs.key()?, SLOT_SIZE));
 
-    let systems = both_at_once(&VERSIONS, |version| make_system(&directory, &inputs, &keys, version, &key))?;
-    let newest = systems.iter().find(|s| s.version == NEWEST).context("no newest version")?;
-    let images = Images {
-        kernel,
-        disk: disk(&directory, &inputs, &systems, &key)?,
-        stranger: variant(&directory, &inputs, &strangers, newest, "stranger", "qemu-x86_64", &key)?,
-        other_hardware: variant(&directory, &inputs, &keys, newest, "other-hardware", "other-board", &key)?,
-        truncated: truncated(&directory, newest, &key)?,
-        systems,
-        directory,
-    };
+    let roots = both_at_once(&VERSIONS, |version| root_image(&directory, &inputs, version, &key))?;
+    let disk = disk(&directory, &inputs, roots.first().context("no factory system")?, &key)?;
+    let images = bundles(Bundler { directory: &directory, inputs: &inputs, previous: key }, &roots, disk, kernel)?;
     std::fs::write(images.directory.join("images.json"), format!("{:#}\n", images.to_json()))?;
     Ok(images)
 }
@@ -127,77 +119,94 @@ fn keys(directory: &Path, tool: &Path, name: &str) -> Result<PathBuf> {
     })
 }
 
-fn keys_of_strangers(directory: &Path, tool: &Path) -> Result<PathBuf> {
-    keys(directory, tool, "stranger-keys")
-}
-
-fn make_system(directory: &Path, inputs: &Inputs, keys: &Path, version: &Version, key: &Key) -> Result<System> {
-    let key = Key::of((key.clone(), version));
-    let image = cached(directory, &format!("{}.ext4", version.name), &key, |partial| {
+/// The ext4 image of one version's root.
+fn root_image(directory: &Path, inputs: &Inputs, version: &Version, key: &Key) -> Result<PathBuf> {
+    cached(directory, &format!("{}.ext4", version.name), &Key::of((key, version)), |partial| {
         system::with_tree(directory, inputs, version, |tree| {
             let mut create = shell::tree_command(&inputs.tool);
             create.args(["image", "create", "--tree"]).arg(tree).args(["--size", SLOT_SIZE, "-o"]).arg(partial);
             shell::run(&mut create)
         })
-    })?;
-    let name = format!("demo-{}.bascule", version.version);
-    let bundle = cached(directory, &name, &key, |partial| {
-        bundle(directory, inputs, keys, &image, version, "qemu-x86_64", partial)
-    })?;
-    Ok(System { version: *version, image, bundle })
-}
-
-/// The newest version's bundle with other keys or for other hardware.
-fn variant(
-    directory: &Path,
-    inputs: &Inputs,
-    keys: &Path,
-    newest: &System,
-    name: &str,
-    compatible: &str,
-    key: &Key,
-) -> Result<PathBuf> {
-    let file = format!("demo-{}-{name}.bascule", newest.version.version);
-    cached(directory, &file, &Key::of((key.clone(), &file)), |partial| {
-        bundle(directory, inputs, keys, &newest.image, &newest.version, compatible, partial)
     })
 }
 
-fn bundle(
-    directory: &Path,
-    inputs: &Inputs,
-    keys: &Path,
-    image: &Path,
-    version: &Version,
-    compatible: &str,
-    output: &Path,
-) -> Result<()> {
-    let release = directory.join(format!("release-{}-{compatible}.toml", version.name));
-    std::fs::write(&release, demo::release(version, compatible))?;
-    let mut payload = std::ffi::OsString::from("root=");
-    payload.push(image);
-    let mut create = Command::new(&inputs.tool);
-    create.args(["bundle", "create", "--keys"]).arg(keys).arg("--release").arg(&release);
-    create.arg("--payload").arg(payload).arg("-o").arg(output);
-    shell::run(&mut create)
+/// Makes all bundles in the order in which the demo offers them.
+///
+/// A device takes no metadata older than what it has seen, and their age is the second they were signed in. So each is
+/// made after the one before, and made anew when that one was.
+fn bundles(mut bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf, kernel: PathBuf) -> Result<Images> {
+    let directory = bundler.directory.to_owned();
+    let keys = keys(&directory, &bundler.inputs.tool, "keys")?;
+    let strangers = self::keys(&directory, &bundler.inputs.tool, "stranger-keys")?;
+    let system = |bundler: &mut Bundler<'_>, place: usize| -> Result<System> {
+        let (version, image) = VERSIONS.get(place).zip(roots.get(place)).context("no such version")?;
+        let name = format!("demo-{}.bascule", version.version);
+        let bundle = bundler.make(&name, &keys, image, version, "qemu-x86_64")?;
+        Ok(System { version: *version, image: image.clone(), bundle })
+    };
+    let newest_root = roots.last().context("no newest version")?;
+    let faulty = |fault: &str| format!("demo-{}-{fault}.bascule", NEWEST.version);
+
+    let second = system(&mut bundler, 1)?;
+    let stranger = bundler.make(&faulty("stranger"), &strangers, newest_root, &NEWEST, "qemu-x86_64")?;
+    let other_hardware = bundler.make(&faulty("other-hardware"), &keys, newest_root, &NEWEST, "other-board")?;
+    let whole = bundler.make(&faulty("whole"), &keys, newest_root, &NEWEST, "qemu-x86_64")?;
+    let truncated = truncated(&directory, &whole, &bundler.previous)?;
+    // After the second, so that its order refuses it and not the age of its metadata.
+    let first = system(&mut bundler, 0)?;
+    let later = [2, 3, 4].into_iter().map(|place| system(&mut bundler, place)).collect::<Result<Vec<_>>>()?;
+    let systems = [first, second].into_iter().chain(later).collect();
+    Ok(Images { directory, disk, kernel, systems, stranger, other_hardware, truncated })
 }
 
-fn truncated(directory: &Path, newest: &System, key: &Key) -> Result<PathBuf> {
-    let file = format!("demo-{}-truncated.bascule", newest.version.version);
-    cached(directory, &file, &Key::of((key.clone(), &file)), |partial| {
-        std::fs::copy(&newest.bundle, partial)?;
-        let whole = std::fs::metadata(partial)?.len();
-        File::options().write(true).open(partial)?.set_len(whole / 5 * 3)?;
+/// Makes one bundle after the other.
+struct Bundler<'i> {
+    directory: &'i Path,
+    inputs: &'i Inputs,
+    /// What the next bundle depends on: everything before it.
+    previous: Key,
+}
+
+impl Bundler<'_> {
+    fn make(&mut self, name: &str, keys: &Path, image: &Path, version: &Version, compatible: &str) -> Result<PathBuf> {
+        let release = self.directory.join(format!("release-{}-{compatible}.toml", version.name));
+        std::fs::write(&release, demo::release(version, compatible))?;
+        let mut payload = std::ffi::OsString::from("root=");
+        payload.push(image);
+        let key = Key::of((&self.previous, name, version, compatible));
+        let bundle = cached(self.directory, name, &key, |partial| {
+            // The next second: two bundles never have the same age.
+            std::thread::sleep(Duration::from_secs(1));
+            let mut create = Command::new(&self.inputs.tool);
+            create.args(["bundle", "create", "--keys"]).arg(keys).arg("--release").arg(&release);
+            create.arg("--payload").arg(&payload).arg("-o").arg(partial);
+            shell::run(&mut create)
+        })?;
+        self.previous = Key::of((key, modified(&bundle)?));
+        Ok(bundle)
+    }
+}
+
+fn modified(path: &Path) -> Result<SystemTime> {
+    path.metadata()?.modified().context("this file system keeps no times")
+}
+
+fn truncated(directory: &Path, whole: &Path, key: &Key) -> Result<PathBuf> {
+    cached(directory, &format!("demo-{}-truncated.bascule", NEWEST.version), key, |partial| {
+        std::fs::copy(whole, partial)?;
+        let length = std::fs::metadata(partial)?.len();
+        File::options().write(true).open(partial)?.set_len(length / 5 * 3)?;
         Ok(())
     })
 }
 
-fn disk(directory: &Path, inputs: &Inputs, systems: &[System], key: &Key) -> Result<PathBuf> {
-    let factory = systems.first().context("no factory system")?;
-    cached(directory, "disk.img", &Key::of((key.clone(), "disk")), |partial| {
-        system::with_tree(directory, inputs, &factory.version, |tree| {
+/// The factory disk: the first version in group `a`, nothing in group `b`.
+fn disk(directory: &Path, inputs: &Inputs, root: &Path, key: &Key) -> Result<PathBuf> {
+    let factory = VERSIONS.first().context("no factory system")?;
+    cached(directory, "disk.img", &Key::of((key, "disk")), |partial| {
+        system::with_tree(directory, inputs, factory, |tree| {
             let mut create = shell::tree_command(&inputs.tool);
-            create.args(["disk", "create", "--tree"]).arg(tree).arg("--root-image").arg(&factory.image);
+            create.args(["disk", "create", "--tree"]).arg(tree).arg("--root-image").arg(root);
             create.args(["--slot-size", SLOT_SIZE, "-o"]).arg(partial);
             shell::run(&mut create)
         })
