@@ -32,6 +32,8 @@ use crate::source::{Fetched, Opener};
 /// The wait after an act that failed; doubles with each failure in a row.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// How long past the deadline the health checks' own verdict is waited for. Less than the watchdog's grace.
+const VERDICT_FIRST: Duration = Duration::from_secs(5);
 /// With nothing to do, the world is looked at this often all the same.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -217,6 +219,10 @@ impl Engine {
     fn observe(&self) -> Result<Observed, DeviceError> {
         let mut seen = self.device.observe()?;
         seen.health = self.health.clone();
+        if self.checking.is_some() {
+            // The checks reach their verdict at the same moment, and theirs says why: it goes first.
+            seen.deadline_passed = self.device.uptime()? >= self.device.config.health.deadline + VERDICT_FIRST;
+        }
         seen.preparation = self.failure.clone();
         seen.request = self.pending.as_ref().map(|pending| pending.request);
         Ok(seen)
