@@ -1,15 +1,16 @@
 //! One QEMU machine: its disk, its firmware's variables, and one QEMU process for each boot.
 
 mod commands;
+mod host;
 mod qemu;
 mod serial;
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command};
+use std::process::{Child, ChildStdin};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,9 +21,6 @@ use serial::Serial;
 
 use crate::images::Images;
 use crate::ping::{PingWatch, Pong};
-
-/// How long QEMU may take to open its ports.
-const START_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long an ordinary command in the guest may take.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
@@ -119,12 +117,12 @@ impl MachineBuilder {
             logs,
             boot: self.boot,
             memory_mib: self.memory_mib,
-            ping_port: free_port()?,
+            ping_port: host::free_port()?,
             boots: 0,
             running: None,
             scratch,
         };
-        copy_sparse(&self.disk, &machine.disk())?;
+        host::copy_sparse(&self.disk, &machine.disk())?;
         std::fs::copy(qemu::firmware("VARS")?, machine.variables()).context("cannot copy the firmware's variables")?;
         Ok(machine)
     }
@@ -168,7 +166,7 @@ impl Machine {
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.running.is_none(), "the machine is on already");
         self.boots += 1;
-        let socket = command_socket(self.scratch.path())?;
+        let socket = host::command_socket(self.scratch.path())?;
         let listener = UnixListener::bind(socket.path())?;
         let mut command = qemu::command(&qemu::Configuration {
             disk: &self.disk(),
@@ -185,7 +183,7 @@ impl Machine {
         let errors = qemu.stderr.take().context("QEMU has no error output")?;
         let console = Serial::follow(output, self.log("console")?);
         let errors = Serial::follow(errors, self.log("qemu")?);
-        let port = match accept(&listener, &mut qemu) {
+        let port = match host::accept(&listener, &mut qemu) {
             Ok(port) => port,
             Err(error) => {
                 qemu.kill().ok();
@@ -247,7 +245,7 @@ impl Machine {
     pub fn wait_ready(&mut self, patience: Duration) -> Result<()> {
         let running = self.running()?;
         let ready = running.commands.wait_ready(patience);
-        ready.with_context(|| format!("the console said:\n{}", last_lines(&running.console.all(), 30)))
+        ready.with_context(|| format!("the console said:\n{}", host::last_lines(&running.console.all(), 30)))
     }
 
     /// Runs a command in the guest as root and waits for its end, at most a minute.
@@ -301,7 +299,7 @@ impl Machine {
                 return Ok(Stopped::ByGuest);
             }
             if Instant::now() > deadline {
-                let said = last_lines(&running.console.all(), 30);
+                let said = host::last_lines(&running.console.all(), 30);
                 bail!("the guest did not reset in {} s; the console said:\n{said}", patience.as_secs());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -329,7 +327,7 @@ impl Machine {
                 Ok(()) => return Ok(starts),
                 // It stopped before it was ready: a failed start, and the loader has its next turn.
                 Err(_) if running.commands.serial.has_ended() => {}
-                Err(error) => return Err(error.context(last_lines(&running.console.all(), 30))),
+                Err(error) => return Err(error.context(host::last_lines(&running.console.all(), 30))),
             }
         }
         bail!("{most} starts did not come up")
@@ -413,62 +411,4 @@ impl Drop for Machine {
             self.kill().ok();
         }
     }
-}
-
-/// A folder for the socket whose path fits the 108 bytes a socket's address can hold.
-struct SocketPlace {
-    file: PathBuf,
-    _short: Option<tempfile::TempDir>,
-}
-
-impl SocketPlace {
-    fn path(&self) -> &Path {
-        &self.file
-    }
-}
-
-fn command_socket(scratch: &Path) -> Result<SocketPlace> {
-    let file = scratch.join("commands.socket");
-    if file.as_os_str().len() < 100 {
-        std::fs::remove_file(&file).ok();
-        return Ok(SocketPlace { file, _short: None });
-    }
-    let short = tempfile::tempdir()?;
-    Ok(SocketPlace { file: short.path().join("commands.socket"), _short: Some(short) })
-}
-
-fn accept(listener: &UnixListener, qemu: &mut Child) -> Result<std::os::unix::net::UnixStream> {
-    listener.set_nonblocking(true)?;
-    let deadline = Instant::now() + START_PATIENCE;
-    loop {
-        match listener.accept() {
-            Ok((port, _)) => {
-                port.set_nonblocking(false)?;
-                return Ok(port);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(status) = qemu.try_wait()? {
-            bail!("QEMU ended with {status} at once");
-        }
-        ensure!(Instant::now() < deadline, "QEMU does not open its ports");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
-    let mut command = Command::new("cp");
-    let status = command.args(["--sparse=always", "--reflink=auto", "--"]).arg(from).arg(to).status()?;
-    ensure!(status.success(), "cannot copy {}", from.display());
-    Ok(())
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
 }
