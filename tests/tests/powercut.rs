@@ -2,8 +2,11 @@
 
 use std::time::Instant;
 
-use bascule_tests::powercut::{Begin, Recording, Scenario, Verdict, cut_everywhere, try_mutants};
+use bascule_tests::powercut::{Begin, Recording, Scenario, Verdict, cut_everywhere, cut_twice, try_mutants};
 use bascule_tests::rehearsal::Temper;
+
+/// Of the states after one cut, each so-many-th is cut once more.
+const STRIDE: usize = 8;
 
 fn every_cut_is_survived_and_every_mistake_found_out(scenario: Scenario) {
     let began = Instant::now();
@@ -18,6 +21,9 @@ fn every_cut_is_survived_and_every_mistake_found_out(scenario: Scenario) {
         began.elapsed().as_secs_f32()
     );
     assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
+    let (states, failures) = cut_twice(&recording, &report, STRIDE).unwrap();
+    println!("{}: cut twice: {states} states, {} failures", scenario.name, failures.len());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     let mut survivors = Vec::new();
     for (mutant, verdict) in try_mutants(&recording, &report).unwrap() {
         println!("{}: {}: {verdict:?}", scenario.name, mutant.what);

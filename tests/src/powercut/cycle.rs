@@ -105,10 +105,16 @@ impl Recording {
 fn record(device: &mut Rehearsal, offered: &System) -> Result<Vec<Effect>> {
     let mut install = device.command(&["run-to-rest", "--install"]);
     install.arg(&offered.bundle);
-    let (mut code, mut log) = traced(device, &install)?;
+    let (code, mut log) = traced(device, &install)?;
+    go_on(device, code, &mut log)?;
+    Ok(log)
+}
+
+/// Starts the device until the agent rests.
+fn go_on(device: &mut Rehearsal, mut code: Option<i32>, log: &mut Vec<Effect>) -> Result<()> {
     for _ in 0..MOST_STARTS {
         match code {
-            Some(0) => return Ok(log),
+            Some(0) => return Ok(()),
             Some(4) => {}
             _ => bail!("the agent ended with {code:?}"),
         }
@@ -123,16 +129,43 @@ fn record(device: &mut Rehearsal, offered: &System) -> Result<Vec<Effect>> {
         if after != before {
             log.push(Effect::Loader(after));
         }
-        if matches!(boot, Boot::Panicked { .. }) {
-            continue;
-        }
-        for arguments in [&["rollback-altboot"][..], &["run-to-rest"]] {
-            let (ended, effects) = traced(device, &device.command(arguments))?;
-            log.extend(effects);
-            code = ended;
+        if matches!(boot, Boot::Up { .. }) {
+            code = run_once(device, log)?;
         }
     }
     bail!("the cycle does not come to rest")
+}
+
+/// The watchdog, then the agent, as at every start.
+fn run_once(device: &Rehearsal, log: &mut Vec<Effect>) -> Result<Option<i32>> {
+    let (watched, effects) = traced(device, &device.command(&["rollback-altboot"]))?;
+    ensure!(watched == Some(0), "rollback-altboot ended with {watched:?}");
+    log.extend(effects);
+    let (code, effects) = traced(device, &device.command(&["run-to-rest"]))?;
+    log.extend(effects);
+    Ok(code)
+}
+
+/// The rest of a cycle after a cut: from the first start that reaches the agent, to rest.
+#[derive(Debug)]
+pub(super) struct Leg {
+    pub(super) start: Tree,
+    pub(super) booted: Group,
+    pub(super) log: Vec<Effect>,
+}
+
+impl Leg {
+    /// Starts the device, and records the agent until it rests.
+    pub(super) fn make(device: &mut Rehearsal) -> Result<Self> {
+        for _ in 0..MOST_STARTS {
+            let Boot::Up { group: booted, .. } = device.boot()? else { continue };
+            let (start, mut log) = (snapshot(device.root())?, Vec::new());
+            let code = run_once(device, &mut log)?;
+            go_on(device, code, &mut log)?;
+            return Ok(Leg { start, booted, log });
+        }
+        bail!("the device does not come up")
+    }
 }
 
 /// Runs the agent. That it ends well says that everything it recorded is durable, whether it was logged or not.

@@ -27,6 +27,7 @@ pub use mutants::{Mutant, Verdict};
 pub use trace::Effect;
 
 use oracle::Judge;
+use states::State;
 
 /// The directories of the device that lie on its disk.
 const DIRECTORIES: [&str; 3] = ["boot/efi/bascule", "data/bascule", SLOTS];
@@ -43,28 +44,54 @@ pub struct Report {
     pub states: usize,
     /// What went wrong, one line for each state that did.
     pub failures: Vec<String>,
+    judged: Vec<State>,
     passed: HashSet<[u8; 32]>,
 }
 
-/// Cuts the power everywhere in a recorded cycle and judges every state that is left.
+/// Cuts the power everywhere in a recorded cycle and judges every state that is left: as it is, and with the loader's
+/// settings lost on top.
 ///
 /// # Errors
 /// When the rig itself fails.
 pub fn cut_everywhere(recording: &Recording) -> Result<Report> {
     let states = states::enumerate(&recording.start, recording.booted, &recording.log, 0)?;
-    let judged = for_each(recording, &states, |judge, state| {
+    let verdicts = for_each(recording, true, &states, |judge, state| {
         let verdict = judge.look(state).and_then(|()| judge.recover(state));
-        verdict.map(|()| state.key).map_err(|error| format!("{}: {error:#}", state.story))
+        verdict.and_then(|()| judge.recover_without_settings(state).context("with the settings lost"))
     })?;
-    let mut report =
-        Report { effects: recording.log.len(), states: states.len(), failures: Vec::new(), passed: HashSet::new() };
-    for verdict in judged {
+    let (mut failures, mut passed) = (Vec::new(), HashSet::new());
+    for (state, verdict) in states.iter().zip(verdicts) {
         match verdict {
-            Ok(key) => drop(report.passed.insert(key)),
-            Err(failure) => report.failures.push(failure),
+            Ok(()) => drop(passed.insert(state.key)),
+            Err(error) => failures.push(format!("{}: {error:#}", state.story)),
         }
     }
-    Ok(report)
+    Ok(Report { effects: recording.log.len(), states: states.len(), failures, judged: states, passed })
+}
+
+/// Takes every `stride`th state of a report, lets the agent go on from it, and cuts that everywhere once more. Returns
+/// how many states there were, and what went wrong.
+///
+/// # Errors
+/// When the rig itself fails.
+pub fn cut_twice(recording: &Recording, report: &Report, stride: usize) -> Result<(usize, Vec<String>)> {
+    let chosen: Vec<&State> = report.judged.iter().step_by(stride).collect();
+    let legs = for_each(recording, false, &chosen, |judge, first| -> Result<(usize, Vec<String>)> {
+        let leg = judge.leg(first)?;
+        let states = states::enumerate(&leg.start, leg.booted, &leg.log, 0)?;
+        let judged = states.iter().filter_map(|state| {
+            let error = judge.look(state).and_then(|()| judge.recover(state)).err()?;
+            Some(format!("{}, then {}: {error:#}", first.story, state.story))
+        });
+        Ok((states.len(), judged.collect()))
+    })?;
+    let (mut states, mut failures) = (0, Vec::new());
+    for leg in legs {
+        let (more, failed) = leg?;
+        states += more;
+        failures.extend(failed);
+    }
+    Ok((states, failures))
 }
 
 /// Takes away each sync that has something to sync, and exchanges each two neighbouring durable steps, one at a time.
@@ -74,20 +101,21 @@ pub fn cut_everywhere(recording: &Recording) -> Result<Report> {
 pub fn try_mutants(recording: &Recording, report: &Report) -> Result<Vec<(Mutant, Verdict)>> {
     let mutants = mutants::all(recording)?;
     let verdicts =
-        for_each(recording, &mutants, |judge, mutant| mutants::judge(judge, recording, mutant, &report.passed))?;
+        for_each(recording, true, &mutants, |judge, mutant| mutants::judge(judge, recording, mutant, &report.passed))?;
     mutants.into_iter().zip(verdicts).map(|(mutant, verdict)| Ok((mutant, verdict?))).collect()
 }
 
 /// Does something for each item on all cores, each with a judge of its own. The results are in order.
 fn for_each<T: Sync, R: Send>(
     recording: &Recording,
+    first_cuts: bool,
     items: &[T],
     act: impl Fn(&mut Judge<'_>, &T) -> R + Sync,
 ) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Option<R>>> = Mutex::new(items.iter().map(|_| None).collect());
     let work = || -> Result<()> {
-        let mut judge = Judge::new(recording)?;
+        let mut judge = Judge::new(recording, first_cuts)?;
         while let Some((at, item)) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, items.get(at)?)))
         {

@@ -10,7 +10,7 @@ use bascule_boot::grub::simulator::{self, Ending as Started, Saving};
 use bascule_boot::{BootBackend, GrubBackend};
 use bascule_core::{BootStatus, BootView, BootedGroup, Ending, Group, Record, Settings, State as Step};
 
-use super::cycle::{Recording, slot};
+use super::cycle::{Leg, Recording, slot};
 use super::states::State;
 use super::{DIRECTORIES, FALLBACK, GRUBENV};
 use crate::rehearsal::{Boot, Rehearsal, System, Temper, Vendor, read, scratch, system_in};
@@ -23,17 +23,19 @@ const METADATA: &str = "data/bascule/trusted-metadata.json";
 pub(super) struct Judge<'r> {
     recording: &'r Recording,
     device: Rehearsal,
+    /// Whether the cuts are the first ones of their cycle.
+    first_cuts: bool,
     /// What lies on the device now, as far as it was not touched since.
     laid_out: BTreeMap<String, Arc<Vec<u8>>>,
     _dir: tempfile::TempDir,
 }
 
 impl<'r> Judge<'r> {
-    pub(super) fn new(recording: &'r Recording) -> Result<Self> {
+    pub(super) fn new(recording: &'r Recording, first_cuts: bool) -> Result<Self> {
         let dir = scratch()?;
         let vendor: &Vendor = &recording.vendor;
         let device = Rehearsal::new_in(&dir.path().join("device"), vendor, &recording.running, &recording.systems)?;
-        Ok(Judge { recording, device, laid_out: BTreeMap::new(), _dir: dir })
+        Ok(Judge { recording, device, first_cuts, laid_out: BTreeMap::new(), _dir: dir })
     }
 
     /// Judges by looking alone; nothing on the disk may be a lie or a trap.
@@ -48,8 +50,7 @@ impl<'r> Judge<'r> {
         }
         let without = self.started(state, None, fallback)?;
         ensure!(self.whole(state, without).is_some(), "I1: without settings the loader starts {without}, not complete");
-        let backend = GrubBackend::new(self.device.root().join("boot/efi/bascule"));
-        let view = backend.view(BootedGroup::proven(state.said.booted))?;
+        let view = self.backend().view(BootedGroup::proven(state.said.booted))?;
         if view.settings == Settings::Intact {
             ensure!(view.status(without) == BootStatus::Good, "the fallback names {without}, which is not good");
             for group in Group::ALL {
@@ -64,7 +65,7 @@ impl<'r> Judge<'r> {
         self.record_is_true(state, &record, &view)?;
         let committed =
             record.installed.as_ref().filter(|installed| installed.manifest == self.recording.offered.manifest);
-        if let Some(installed) = committed.filter(|_| held <= said) {
+        if let Some(installed) = committed.filter(|_| self.first_cuts && held <= said) {
             let kept = without == installed.target;
             ensure!(kept, "the commit is recorded, and without settings the loader goes back to {without}");
         }
@@ -133,6 +134,22 @@ impl<'r> Judge<'r> {
         self.offer_again(&record, &offered, watchdog)
     }
 
+    /// The same with the loader's settings lost: where it ends depends on the moment, that it ends well does not.
+    pub(super) fn recover_without_settings(&mut self, state: &State) -> Result<()> {
+        self.lay_out(state)?;
+        self.laid_out.clear();
+        fs::write(self.device.grubenv(), [0; 1024])?;
+        self.settle(state.key[0] & 1 == 0)?;
+        self.sound().map(drop)
+    }
+
+    /// Lets the agent go on from the state, recorded, to be cut once more.
+    pub(super) fn leg(&mut self, state: &State) -> Result<Leg> {
+        self.lay_out(state)?;
+        self.laid_out.clear();
+        Leg::make(&mut self.device)
+    }
+
     fn offer_again(&mut self, record: &Record, offered: &System, watchdog: bool) -> Result<()> {
         let code = if self.runs(offered)? {
             "bundle.same"
@@ -175,14 +192,8 @@ impl<'r> Judge<'r> {
 
     /// What must hold whenever the agent rests.
     fn at_rest(&self) -> Result<()> {
-        let booted = self.device.booted().context("nothing is booted")?;
-        let running = self.device.holds(booted)?.context("what runs is not complete")?;
-        ensure!(running.temper == Temper::Good, "it rests on {:?}, which is {:?}", running.release, running.temper);
-        let backend = GrubBackend::new(self.device.root().join("boot/efi/bascule"));
-        let view = backend.view(BootedGroup::proven(booted))?;
-        ensure!(view.settings == Settings::Intact && view.status(booted) == BootStatus::Good, "at rest, not good");
+        let running = self.sound()?;
         let record = self.device.record()?;
-        ensure!(record.state == Step::Idle, "at rest in {:?}", record.state);
         match &record.installed {
             Some(installed) => {
                 ensure!(
@@ -196,6 +207,29 @@ impl<'r> Judge<'r> {
         let unchanged = run.code == Some(0) && self.device.record()? == record;
         ensure!(unchanged, "I9: at rest, and a second run does more: {run:?}");
         Ok(())
+    }
+
+    /// A good system runs, the loader knows it, with and without its settings, and nothing is on its way.
+    fn sound(&self) -> Result<&System> {
+        let booted = self.device.booted().context("nothing is booted")?;
+        let running = self.device.holds(booted)?.context("what runs is not complete")?;
+        ensure!(running.temper == Temper::Good, "it rests on {:?}, which is {:?}", running.release, running.temper);
+        let view = self.backend().view(BootedGroup::proven(booted))?;
+        ensure!(view.settings == Settings::Intact && view.status(booted) == BootStatus::Good, "at rest, not good");
+        let fallback = read(&self.device.fallback())?;
+        let start = simulator::start(None, Some(&fallback), |_| true, Saving::Works);
+        let Started::Started(fallback) = start.ending else {
+            bail!("without settings the loader has nothing to start")
+        };
+        let complete = self.device.holds(fallback)?.is_some() && view.status(fallback) == BootStatus::Good;
+        ensure!(complete, "at rest, and the fallback names {fallback}, which is not good");
+        let state = self.device.record()?.state;
+        ensure!(state == Step::Idle, "at rest in {state:?}");
+        Ok(running)
+    }
+
+    fn backend(&self) -> GrubBackend {
+        GrubBackend::new(self.device.root().join("boot/efi/bascule"))
     }
 
     fn runs(&self, system: &System) -> Result<bool> {
