@@ -170,7 +170,10 @@ impl Device {
     pub fn perform(&mut self, action: &Action) -> Result<bool, DeviceError> {
         let booted = self.booted();
         match action {
-            Action::Record(step) => self.record_step(step)?,
+            Action::Record(step) => {
+                self.finish_commit(step)?;
+                self.record_step(step)?;
+            }
             Action::MarkUnbootable => self.loader.mark_unbootable(booted.target())?,
             Action::Activate => self.loader.activate(booted.target(), self.config.boot.tries)?,
             Action::MarkGood => self.loader.mark_good(booted)?,
@@ -178,6 +181,16 @@ impl Device {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// A cut in the middle of marking good leaves the commit's one write done and the loader's fallback on the old
+    /// group. Marking good again finishes it, and writes nothing where there is nothing left to do.
+    fn finish_commit(&self, step: &Step) -> Result<(), BootError> {
+        let target = self.record().state.deployment().map(|deployment| deployment.target);
+        if *step == Step::Committed && target == Some(self.booted().group()) {
+            self.loader.mark_good(self.booted())?;
+        }
+        Ok(())
     }
 
     fn record_step(&mut self, step: &Step) -> Result<(), DeviceError> {

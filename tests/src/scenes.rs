@@ -134,6 +134,23 @@ impl Stage {
         self.is_refused(&again)
     }
 
+    /// The daemon of a new system is stopped in probation: the watchdog beside it goes back at the deadline.
+    ///
+    /// # Errors
+    /// When any step is not as told.
+    pub fn goes_back_at_the_deadline_without_the_daemon(&mut self) -> Result<()> {
+        let bad = self.images.system("v3")?.clone();
+        self.timeline.heading(&format!("A system whose daemon does nothing: {}", bad.version));
+        let before = self.status()?;
+        self.install("v3")?;
+        self.wait_for_state(&["activated"])?;
+        self.follow_into_target(&before)?;
+        self.machine.succeed("systemctl stop basculed.service")?;
+        self.say("person", "stops the daemon of the new system".into(), "nobody is left to decide but the deadline");
+        self.machine.follow_resets_until_ready(1, PATIENCE).context("it did not go back by itself")?;
+        self.is_back(&before, &bad.version, "deadline")
+    }
+
     /// A system that does not boot is given up by the loader; the old one says so.
     ///
     /// # Errors
@@ -174,7 +191,7 @@ impl Stage {
         self.say("power", "QEMU is killed".into(), "more than a quarter was written");
         self.machine.start()?;
         self.machine.wait_ready(PATIENCE)?;
-        let version = self.machine.ping()?.version;
+        let version = self.machine.wait_for_ping(PATIENCE)?.version;
         ensure!(version == text_at(&before, "/release/version"), "{version} runs after the kill");
         self.say("device", format!("started {version}"), "the target was not bootable while it was written");
         self.wait_for_state(&["activated"])?;

@@ -44,6 +44,11 @@ fn an_unhealthy_system_is_rolled_back_and_not_taken_again() -> Result<()> {
 }
 
 #[test]
+fn the_deadline_brings_a_device_back_whose_daemon_was_stopped() -> Result<()> {
+    factory_v2("scene-deadline")?.goes_back_at_the_deadline_without_the_daemon()
+}
+
+#[test]
 fn a_system_that_does_not_boot_is_given_up_by_the_loader_and_the_old_one_says_so() -> Result<()> {
     factory_v2("scene-no-boot")?.comes_back_from_a_system_that_does_not_boot()
 }
