@@ -4,6 +4,7 @@
 //! systemd-journal-logger sends as structured fields. Where the standard error stream does not end in the journal, the
 //! same goes there: with a `<N>` priority that systemd understands, or readable on a terminal.
 
+mod journal;
 mod layer;
 mod stderr;
 
@@ -13,6 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry};
 
 use crate::config::LogLevel;
+use journal::ReadableJournal;
 use layer::LogLayer;
 use stderr::StderrLog;
 
@@ -25,7 +27,7 @@ const IDENTIFIER: &str = "basculed";
 pub fn init(level: LogLevel) {
     let journal = if connected_to_journal() { JournalLog::empty().ok() } else { None };
     let sink: Box<dyn log::Log> = match journal {
-        Some(journal) => Box::new(journal.with_syslog_identifier(IDENTIFIER.to_owned())),
+        Some(journal) => Box::new(ReadableJournal::new(journal.with_syslog_identifier(IDENTIFIER.to_owned()))),
         None => Box::new(StderrLog::new()),
     };
     let layer = LogLayer::new(sink).with_filter(filter(level));

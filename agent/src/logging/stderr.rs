@@ -46,13 +46,16 @@ fn line(style: Style, record: &Record<'_>) -> String {
         Style::Prefixed => format!("<{}>", priority(record.level())),
         Style::Readable => format!("{:5} ", record.level()),
     };
-    let _ = write!(line, "{}", record.args());
-    let mut pairs = Pairs(&mut line);
-    let _ = record.key_values().visit(&mut pairs);
-    // One record is one line, whatever a field holds.
-    let mut line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    line.push_str(&text(record));
     line.push('\n');
     line
+}
+
+/// What a record says, with its fields, in one line whatever they hold.
+pub(super) fn text(record: &Record<'_>) -> String {
+    let mut text = record.args().to_string();
+    let _ = record.key_values().visit(&mut Pairs(&mut text));
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn priority(level: Level) -> u8 {
