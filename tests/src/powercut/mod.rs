@@ -55,7 +55,7 @@ pub struct Report {
 /// When the rig itself fails.
 pub fn cut_everywhere(recording: &Recording) -> Result<Report> {
     let states = states::enumerate(&recording.start, recording.booted, &recording.log, 0)?;
-    let verdicts = for_each(recording, true, &states, |judge, state| {
+    let verdicts = for_each(recording, &states, |judge, state| {
         let verdict = judge.look(state).and_then(|()| judge.recover(state));
         verdict.and_then(|()| judge.recover_without_settings(state).context("with the settings lost"))
     })?;
@@ -76,7 +76,7 @@ pub fn cut_everywhere(recording: &Recording) -> Result<Report> {
 /// When the rig itself fails.
 pub fn cut_twice(recording: &Recording, report: &Report, stride: usize) -> Result<(usize, Vec<String>)> {
     let chosen: Vec<&State> = report.judged.iter().step_by(stride).collect();
-    let legs = for_each(recording, false, &chosen, |judge, first| -> Result<(usize, Vec<String>)> {
+    let legs = for_each(recording, &chosen, |judge, first| -> Result<(usize, Vec<String>)> {
         let leg = judge.leg(first)?;
         let states = states::enumerate(&leg.start, leg.booted, &leg.log, 0)?;
         let judged = states.iter().filter_map(|state| {
@@ -101,21 +101,20 @@ pub fn cut_twice(recording: &Recording, report: &Report, stride: usize) -> Resul
 pub fn try_mutants(recording: &Recording, report: &Report) -> Result<Vec<(Mutant, Verdict)>> {
     let mutants = mutants::all(recording)?;
     let verdicts =
-        for_each(recording, true, &mutants, |judge, mutant| mutants::judge(judge, recording, mutant, &report.passed))?;
+        for_each(recording, &mutants, |judge, mutant| mutants::judge(judge, recording, mutant, &report.passed))?;
     mutants.into_iter().zip(verdicts).map(|(mutant, verdict)| Ok((mutant, verdict?))).collect()
 }
 
 /// Does something for each item on all cores, each with a judge of its own. The results are in order.
 fn for_each<T: Sync, R: Send>(
     recording: &Recording,
-    first_cuts: bool,
     items: &[T],
     act: impl Fn(&mut Judge<'_>, &T) -> R + Sync,
 ) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Option<R>>> = Mutex::new(items.iter().map(|_| None).collect());
     let work = || -> Result<()> {
-        let mut judge = Judge::new(recording, first_cuts)?;
+        let mut judge = Judge::new(recording)?;
         while let Some((at, item)) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, items.get(at)?)))
         {

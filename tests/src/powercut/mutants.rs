@@ -1,4 +1,7 @@
 //! The test of the test: the recorded log with one sync left out, or with two durable steps exchanged.
+//!
+//! A sync that the agent repeats before anything new was written is left out with its repetitions: they are the same
+//! promise, given twice.
 
 use std::collections::HashSet;
 
@@ -48,14 +51,34 @@ fn without_a_sync(recording: &Recording) -> Result<Vec<Mutant>> {
         if let Effect::Sync(path) = effect
             && disk.unsynced(path) > 0
         {
-            let mut log = recording.log.clone();
-            log.remove(id);
+            let log = without(&recording.log, id, path);
             let what = format!("without {id} {}, before {}", states::name(effect), upcoming(&recording.log, id));
             mutants.push(Mutant { what, part: path.clone(), log, from: id.saturating_sub(1) });
         }
         disk.apply(id, effect)?;
     }
     Ok(mutants)
+}
+
+/// Leaves out a sync, and those that repeat it before anything new was there to sync.
+fn without(log: &[Effect], id: usize, path: &str) -> Vec<Effect> {
+    let again = log.iter().skip(id + 1).take_while(|effect| !touches(effect, path)).count();
+    let (head, rest) = log.split_at(id);
+    let (repeated, tail) = rest.split_at(again + 1);
+    let kept = repeated.iter().filter(|effect| **effect != Effect::Sync(path.to_owned()));
+    head.iter().chain(kept).chain(tail).cloned().collect()
+}
+
+/// Whether there is something new to sync in a file or directory after an effect.
+fn touches(effect: &Effect, path: &str) -> bool {
+    let inside = |name: &str| name.rsplit_once('/').is_some_and(|(directory, _)| directory == path);
+    match effect {
+        Effect::Write(name, ..) | Effect::Zero(name, ..) | Effect::Truncate(name, _) => name == path,
+        Effect::Create(name) | Effect::Unlink(name) => name == path || inside(name),
+        Effect::Rename(from, to) => from == path || to == path || inside(from),
+        Effect::Restart(_) => true,
+        Effect::Sync(_) | Effect::Recorded(_) | Effect::Asked(_) | Effect::Loader(_) => false,
+    }
 }
 
 fn exchanged(log: &[Effect]) -> Vec<Mutant> {

@@ -10,7 +10,7 @@ use bascule_boot::grub::simulator::{self, Ending as Started, Saving};
 use bascule_boot::{BootBackend, GrubBackend};
 use bascule_core::{BootStatus, BootView, BootedGroup, Ending, Group, Record, Settings, State as Step};
 
-use super::cycle::{Leg, Recording, slot};
+use super::cycle::{Begin, Leg, Recording, slot};
 use super::states::State;
 use super::{DIRECTORIES, FALLBACK, GRUBENV};
 use crate::rehearsal::{Boot, Rehearsal, System, Temper, Vendor, read, scratch, system_in};
@@ -23,19 +23,17 @@ const METADATA: &str = "data/bascule/trusted-metadata.json";
 pub(super) struct Judge<'r> {
     recording: &'r Recording,
     device: Rehearsal,
-    /// Whether the cuts are the first ones of their cycle.
-    first_cuts: bool,
     /// What lies on the device now, as far as it was not touched since.
     laid_out: BTreeMap<String, Arc<Vec<u8>>>,
     _dir: tempfile::TempDir,
 }
 
 impl<'r> Judge<'r> {
-    pub(super) fn new(recording: &'r Recording, first_cuts: bool) -> Result<Self> {
+    pub(super) fn new(recording: &'r Recording) -> Result<Self> {
         let dir = scratch()?;
         let vendor: &Vendor = &recording.vendor;
         let device = Rehearsal::new_in(&dir.path().join("device"), vendor, &recording.running, &recording.systems)?;
-        Ok(Judge { recording, device, first_cuts, laid_out: BTreeMap::new(), _dir: dir })
+        Ok(Judge { recording, device, laid_out: BTreeMap::new(), _dir: dir })
     }
 
     /// Judges by looking alone; nothing on the disk may be a lie or a trap.
@@ -65,7 +63,7 @@ impl<'r> Judge<'r> {
         self.record_is_true(state, &record, &view)?;
         let committed =
             record.installed.as_ref().filter(|installed| installed.manifest == self.recording.offered.manifest);
-        if let Some(installed) = committed.filter(|_| self.first_cuts && held <= said) {
+        if let Some(installed) = committed.filter(|_| held <= said) {
             let kept = without == installed.target;
             ensure!(kept, "the commit is recorded, and without settings the loader goes back to {without}");
         }
@@ -221,6 +219,9 @@ impl<'r> Judge<'r> {
         let Started::Started(fallback) = start.ending else {
             bail!("without settings the loader has nothing to start")
         };
+        // Where the second update begins, the fallback was left behind on purpose; the next update moves it.
+        let left = self.recording.scenario.begin == Begin::SecondUpdate && self.runs(&self.recording.running)?;
+        ensure!(fallback == booted || left, "at rest on {booted}, and the fallback names {fallback}");
         let complete = self.device.holds(fallback)?.is_some() && view.status(fallback) == BootStatus::Good;
         ensure!(complete, "at rest, and the fallback names {fallback}, which is not good");
         let state = self.device.record()?.state;
