@@ -89,7 +89,9 @@ pub struct Run {
 }
 
 impl Run {
-    fn of(output: Output) -> Self {
+    /// What a command of the agent came to.
+    #[must_use]
+    pub fn of(output: Output) -> Self {
         Run { code: output.status.code(), said: String::from_utf8_lossy(&output.stderr).into_owned() }
     }
 
@@ -148,6 +150,16 @@ impl Rehearsal {
         slot.resize(SLOT_BYTES as usize, 0);
         fs::write(device.slot(Group::A), slot)?;
         Ok(device)
+    }
+
+    /// Adds settings to the configuration, as a drop-in that replaces the one before.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, text: &str) -> Result<()> {
+        let folder = self.root.join("etc/bascule/config.d");
+        fs::create_dir_all(&folder)?;
+        Ok(fs::write(folder.join("50-rehearsal.toml"), text)?)
     }
 
     /// The folder.
