@@ -1,5 +1,6 @@
 //! Whole-system tests: QEMU machines, a web server with faults, a timeline that a person can follow.
 
+pub mod bench;
 mod http;
 mod images;
 mod machine;
