@@ -189,9 +189,9 @@ fn instead(decision: Decision, of: &Action, action: Action) -> Decision {
     if decision.action == *of { Decision { action, ..decision } } else { decision }
 }
 
-#[test]
-fn the_model_catches_seeded_mistakes() {
-    let mistakes: Vec<Mistake> = vec![
+/// Mistakes in what is done before what.
+fn mistakes_of_order() -> Vec<Mistake> {
+    vec![
         ("writes the target while the loader may start it", |r, o, p| {
             let mut seen = o.clone();
             if matches!(r.state, State::Preparing { .. }) && seen.view.settings == Settings::Intact {
@@ -227,6 +227,12 @@ fn the_model_catches_seeded_mistakes() {
             }
             (decision, _) => decision,
         }),
+    ]
+}
+
+/// Mistakes in what a fact is taken for.
+fn mistakes_of_judgement() -> Vec<Mistake> {
+    vec![
         ("lets a person's cancel outweigh a system that did not boot", |r, o, p| {
             instead(
                 decide(r, o, p),
@@ -260,8 +266,12 @@ fn the_model_catches_seeded_mistakes() {
             }
             _ => decide(r, o, p),
         }),
-    ];
-    for (name, mistake) in mistakes {
+    ]
+}
+
+#[test]
+fn the_model_catches_seeded_mistakes() {
+    for (name, mistake) in mistakes_of_order().into_iter().chain(mistakes_of_judgement()) {
         assert!(search(&mistake, 2, false).is_err(), "the model did not catch: {name}");
     }
 }

@@ -315,6 +315,19 @@ impl World {
         self.step(&Step::Preparing(deployment))
     }
 
+    fn record(&mut self, step: &Step, request: Option<Request>, pending: &mut Option<Event>) -> Result<(), PowerCut> {
+        let done = self.step(step);
+        if matches!(step, Step::Activating) && matches!(pending, Some(Event::Activate))
+            || matches!(request, Some(Request::RollBack))
+        {
+            *pending = None;
+        }
+        if matches!(step, Step::Prepared | Step::Abandoned(_)) && matches!(pending, Some(Event::Offer { .. })) {
+            *pending = None;
+        }
+        done
+    }
+
     fn perform(
         &mut self,
         action: &Action,
@@ -325,18 +338,7 @@ impl World {
         let mut view = if self.view.settings == Settings::Damaged { self.seen_view() } else { self.view };
         view.settings = Settings::Intact;
         match action {
-            Action::Record(step) => {
-                let done = self.step(step);
-                if matches!(step, Step::Activating) && matches!(pending, Some(Event::Activate))
-                    || matches!(request, Some(Request::RollBack))
-                {
-                    *pending = None;
-                }
-                if matches!(step, Step::Prepared | Step::Abandoned(_)) && matches!(pending, Some(Event::Offer { .. })) {
-                    *pending = None;
-                }
-                return done;
-            }
+            Action::Record(step) => return self.record(step, request, pending),
             Action::Prepare => {
                 self.slots[index(target)] = Content::Torn;
                 self.durable(format!("slot {target}: first chunk"))?;
