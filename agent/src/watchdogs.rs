@@ -64,8 +64,8 @@ fn on_trial(loader: &dyn BootBackend, booted: BootedGroup) -> bool {
         Ok(view) if view.settings == Settings::Intact => {
             matches!(view.status(booted.group()), BootStatus::Trial { .. } | BootStatus::Exhausted)
         }
-        // On damaged settings the loader starts its fallback, which names a complete group: no trial.
-        Ok(_) => false,
+        // On damaged settings the loader starts its fallback. It names the old group until a commit has moved it.
+        Ok(view) => view.primary != booted.group(),
         Err(error) => {
             tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "cannot read the settings");
             true
