@@ -1,4 +1,5 @@
 //! The whole agent, from the offer to the verdict, on a device made of files.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's own mistakes may end it")]
 
 use std::collections::BTreeMap;
 use std::fs;

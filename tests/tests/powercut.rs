@@ -1,4 +1,5 @@
 //! Cuts the power at every step of the agent's cycles, in every way the cut can fall, and lets the agent go on.
+#![allow(clippy::unwrap_used, reason = "a rig that fails ends the test")]
 
 use std::time::Instant;
 
@@ -24,8 +25,11 @@ fn every_cut_is_survived_and_every_mistake_found_out(scenario: Scenario) {
     let (states, failures) = cut_twice(&recording, &report, STRIDE).unwrap();
     println!("{}: cut twice: {states} states, {} failures", scenario.name, failures.len());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(report.states >= 80 && states >= 200, "the rig has lost states");
     let mut survivors = Vec::new();
-    for (mutant, verdict) in try_mutants(&recording, &report).unwrap() {
+    let mutants = try_mutants(&recording, &report).unwrap();
+    assert!(mutants.len() >= 20, "the rig has lost mistakes: {}", mutants.len());
+    for (mutant, verdict) in mutants {
         println!("{}: {}: {verdict:?}", scenario.name, mutant.what);
         if verdict == Verdict::Survived {
             survivors.push(mutant.what);

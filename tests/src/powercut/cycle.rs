@@ -173,7 +173,7 @@ fn traced(device: &Rehearsal, command: &Command) -> Result<(Option<i32>, Vec<Eff
     let before = device.record()?.generation;
     let (code, mut effects) = trace::run(command, device.root())?;
     let after = device.record()?.generation;
-    let said = effects.iter().any(|effect| *effect == Effect::Recorded(after));
+    let said = effects.contains(&Effect::Recorded(after));
     if after > before && !said {
         effects.push(Effect::Recorded(after));
     }

@@ -122,8 +122,7 @@ impl Disk {
             Effect::Sync(path) => self.sync(path)?,
             Effect::Restart(_) => self.sync_all(),
             Effect::Loader(bytes) => {
-                let number = self.number(super::GRUBENV)?;
-                self.files[number] = File { durable: Arc::new(bytes.clone()), pending: Vec::new() };
+                *self.file(super::GRUBENV)? = File { durable: Arc::new(bytes.clone()), pending: Vec::new() };
             }
             Effect::Recorded(_) | Effect::Asked(_) => {}
         }
@@ -172,7 +171,8 @@ impl Disk {
                 }
             }
             for (name, number) in names {
-                tree.insert(format!("{path}/{name}"), self.files[number].content(&fate));
+                let content = self.files.get(number).map(|file| file.content(&fate)).unwrap_or_default();
+                tree.insert(format!("{path}/{name}"), content);
             }
         }
         tree
@@ -204,7 +204,7 @@ impl Disk {
 
     fn file(&mut self, path: &str) -> Result<&mut File> {
         let number = self.number(path)?;
-        Ok(&mut self.files[number])
+        self.files.get_mut(number).with_context(|| format!("{path} has no contents"))
     }
 
     fn name(&mut self, id: usize, path: &str, naming: impl FnOnce(String) -> Naming) -> Result<()> {
@@ -256,8 +256,10 @@ impl Change {
                 if file.len() < offset + to {
                     file.resize(offset + to, 0);
                 }
-                let range = &mut file[offset + from..offset + to];
-                if fate == Fate::Zeroes { range.fill(0) } else { range.copy_from_slice(&bytes[from..to]) }
+                let reached = bytes.get(from..to).unwrap_or_default();
+                for (there, byte) in file.iter_mut().skip(offset + from).zip(reached) {
+                    *there = if fate == Fate::Zeroes { 0 } else { *byte };
+                }
             }
         }
     }

@@ -112,7 +112,7 @@ fn for_each<T: Sync, R: Send>(
     act: impl Fn(&mut Judge<'_>, &T) -> R + Sync,
 ) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<Option<R>>> = Mutex::new(items.iter().map(|_| None).collect());
+    let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::with_capacity(items.len()));
     let work = || -> Result<()> {
         let mut judge = Judge::new(recording)?;
         while let Some((at, item)) =
@@ -120,7 +120,7 @@ fn for_each<T: Sync, R: Send>(
         {
             let result = act(&mut judge, item);
             if let Ok(mut results) = results.lock() {
-                results[at] = Some(result);
+                results.push((at, result));
             }
         }
         Ok(())
@@ -130,6 +130,8 @@ fn for_each<T: Sync, R: Send>(
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| anyhow::bail!("a worker stopped")))
     })?;
-    let results = results.into_inner().ok().context("a worker stopped")?;
-    results.into_iter().map(|result| result.context("an item was left out")).collect()
+    let mut results = results.into_inner().ok().context("a worker stopped")?;
+    results.sort_by_key(|(at, _)| *at);
+    anyhow::ensure!(results.len() == items.len(), "an item was left out");
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }

@@ -84,7 +84,9 @@ fn touches(effect: &Effect, path: &str) -> bool {
 fn exchanged(log: &[Effect]) -> Vec<Mutant> {
     let steps = steps(log);
     let pairs = steps.iter().zip(steps.iter().skip(1));
-    let changes = |step: &Step| log[step.from..step.to].iter().any(|effect| !matches!(effect, Effect::Sync(_)));
+    let changes = |step: &Step| {
+        log.get(step.from..step.to).unwrap_or_default().iter().any(|effect| !matches!(effect, Effect::Sync(_)))
+    };
     let moves = |step: &Step| step.part != Part::Fixed && changes(step);
     let movable = pairs.filter(|(first, second)| moves(first) && moves(second));
     movable
@@ -209,6 +211,6 @@ pub(super) fn judge(
 fn disorder(log: &[Effect]) -> Option<String> {
     let said: Vec<u64> =
         log.iter().filter_map(|effect| if let Effect::Recorded(said) = effect { Some(*said) } else { None }).collect();
-    let wrong = said.windows(2).find(|pair| pair[1] <= pair[0])?;
-    Some(format!("generation {} was called durable after {}", wrong[1], wrong[0]))
+    let (earlier, later) = said.iter().zip(said.iter().skip(1)).find(|(earlier, later)| later <= earlier)?;
+    Some(format!("generation {later} was called durable after {earlier}"))
 }

@@ -68,9 +68,12 @@ pub(super) fn enumerate(start: &Tree, booted: Group, log: &[Effect], from: usize
 struct Found {
     states: Vec<State>,
     seen: HashSet<[u8; 32]>,
-    digests: HashMap<*const Vec<u8>, (Arc<Vec<u8>>, [u8; 32])>,
+    digests: HashMap<*const Vec<u8>, Hashed>,
     chance: Chance,
 }
+
+/// Contents that are kept, so that their address is not used again, and their digest.
+type Hashed = (Arc<Vec<u8>>, [u8; 32]);
 
 impl Found {
     fn at(&mut self, disk: &Disk, said: Said, moment: &str) {
@@ -121,8 +124,8 @@ impl Found {
             all.extend((0..count).map(|one| subset(&|at| at == one)));
             all.extend((0..count).map(|one| subset(&|at| at != one)));
             for _ in 0..BY_CHANCE {
-                let coins: Vec<bool> = (0..count).map(|_| self.chance.coin()).collect();
-                all.push(subset(&|at| coins[at]));
+                let kept: Vec<usize> = (0..count).filter(|_| self.chance.coin()).collect();
+                all.push(subset(&|at| kept.contains(&at)));
             }
         }
         let newest = visible.iter().rev().find(|change| change.len > 0);
@@ -142,7 +145,6 @@ impl Found {
         let mut hash = Sha256::new();
         hash.update(format!("{said:?}"));
         for (path, bytes) in tree {
-            // Keeping the contents keeps their address from being used again.
             let entry = self.digests.entry(Arc::as_ptr(bytes));
             let (_, digest) = entry.or_insert_with(|| (bytes.clone(), Sha256::digest(bytes.as_slice()).into()));
             hash.update(path.as_bytes());

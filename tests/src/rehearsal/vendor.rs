@@ -163,7 +163,7 @@ fn image_bytes(order: u64, size: usize) -> Vec<u8> {
         let chunk = bytes.len() / CHUNK_BYTES as usize;
         if chunk % 5 == 3 {
             bytes.resize(bytes.len() + CHUNK_BYTES as usize, 0);
-        } else if chunk % 2 == 0 {
+        } else if chunk.is_multiple_of(2) {
             let line = format!("system {order}, chunk {chunk}\n");
             bytes.extend(line.bytes().cycle().take(CHUNK_BYTES as usize));
         } else {
