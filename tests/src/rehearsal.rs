@@ -247,7 +247,9 @@ impl Rehearsal {
         self.disk.mount_root(&self.root, partition(group))?;
         let boot_id = format!("boot-{}\n", BOOTS.fetch_add(1, Ordering::Relaxed));
         fs::write(self.root.join("proc/sys/kernel/random/boot_id"), boot_id)?;
-        fs::write(self.root.join("proc/uptime"), "1.00 1.00\n")?;
+        // Where the agent hangs, nothing is to be seen before the deadline has passed.
+        let uptime = if system.temper == Temper::Hangs { "100000.00 1.00\n" } else { "1.00 1.00\n" };
+        fs::write(self.root.join("proc/uptime"), uptime)?;
         let runtime = self.root.join("run/bascule");
         match fs::remove_dir_all(&runtime) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
@@ -256,7 +258,7 @@ impl Rehearsal {
         fs::write(self.root.join("usr/lib/bascule/release.toml"), release_text(system))?;
         let check = self.root.join("usr/lib/bascule/health.d/required/self-test");
         let text = match system.temper {
-            Temper::Good => "#!/bin/sh\nexit 0\n".to_owned(),
+            Temper::Good | Temper::Hangs => "#!/bin/sh\nexit 0\n".to_owned(),
             // A check that fails for as long as probation lasts: the clock is moved beyond the deadline.
             _ => format!("#!/bin/sh\necho '100000.00 1.00' > '{}'\nexit 1\n", self.root.join("proc/uptime").display()),
         };
@@ -272,12 +274,29 @@ impl Rehearsal {
         command
     }
 
-    /// Runs the agent until it rests or wants a reboot.
+    /// Runs the agent until it rests or wants a reboot; where it hangs, the watchdog of the deadline, which reboots.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self) -> Result<Run> {
-        Ok(Run::of(self.command(&["run-to-rest"]).output()?))
+        let mut run = Run::of(self.command(&[self.program_of_boot()?]).output()?);
+        run.code = self.code_of_boot(run.code)?;
+        Ok(run)
+    }
+
+    /// What runs on the booted system: the agent, or only the watchdog of the deadline.
+    pub(crate) fn program_of_boot(&self) -> Result<&'static str> {
+        Ok(if self.hangs()? { "rollback-health" } else { "run-to-rest" })
+    }
+
+    /// The watchdog ends well after it has asked for a reboot.
+    pub(crate) fn code_of_boot(&self, code: Option<i32>) -> Result<Option<i32>> {
+        Ok(if self.hangs()? && code == Some(0) { Some(REBOOT_NEEDED) } else { code })
+    }
+
+    fn hangs(&self) -> Result<bool> {
+        let Some(booted) = self.booted else { return Ok(false) };
+        Ok(self.holds(booted)?.is_some_and(|system| system.temper == Temper::Hangs))
     }
 
     /// Offers a bundle and runs the agent until it rests or wants a reboot.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bascule_core::{Ending, Group, State};
+use bascule_core::{Ending, Group, RollbackReason, State};
 use bascule_tests::rehearsal::{Boot, Rehearsal, Run, System, SystemSpec, Temper, Vendor};
 
 /// A vendor with the factory system and the one that is to be installed, and a device that has just come up.
@@ -61,6 +61,19 @@ fn an_unhealthy_system_is_rolled_back_denied_and_refused_when_it_is_offered_agai
     assert_eq!(device.booted(), Some(Group::A));
     assert!(device.record().unwrap().denied(&next.manifest).is_some());
     refused(&device, &next.bundle, "bundle.denied");
+}
+
+#[test]
+fn a_system_whose_agent_hangs_is_rolled_back_at_the_deadline_by_the_watchdog_alone() {
+    let (_vendor, next, mut device) = device(Temper::Hangs);
+    assert!(device.install(&next.bundle).unwrap().wants_reboot());
+    assert_eq!(device.settle(5).unwrap().len(), 2);
+    assert_eq!(device.booted(), Some(Group::A));
+    let record = device.record().unwrap();
+    assert!(
+        record.denied(&next.manifest).is_some_and(|denied| denied.reason == RollbackReason::Deadline),
+        "{record:?}"
+    );
 }
 
 #[test]

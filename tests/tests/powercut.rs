@@ -62,3 +62,9 @@ fn the_fallback_from_a_system_that_does_not_boot_survives_every_cut() {
     let scenario = Scenario { name: "does not boot", begin: Begin::Factory, temper: Temper::Panics };
     every_cut_is_survived_and_every_mistake_found_out(scenario);
 }
+
+#[test]
+fn the_deadline_of_a_system_whose_agent_hangs_survives_every_cut() {
+    let scenario = Scenario { name: "hangs", begin: Begin::Factory, temper: Temper::Hangs };
+    every_cut_is_survived_and_every_mistake_found_out(scenario);
+}

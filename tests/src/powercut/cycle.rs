@@ -141,9 +141,9 @@ fn run_once(device: &Rehearsal, log: &mut Vec<Effect>) -> Result<Option<i32>> {
     let (watched, effects) = traced(device, &device.command(&["rollback-altboot"]))?;
     ensure!(watched == Some(0), "rollback-altboot ended with {watched:?}");
     log.extend(effects);
-    let (code, effects) = traced(device, &device.command(&["run-to-rest"]))?;
+    let (code, effects) = traced(device, &device.command(&[device.program_of_boot()?]))?;
     log.extend(effects);
-    Ok(code)
+    device.code_of_boot(code)
 }
 
 /// The rest of a cycle after a cut: from the first start that reaches the agent, to rest.

@@ -29,6 +29,8 @@ pub enum Temper {
     Good,
     /// Comes up, and a required health check fails until the deadline.
     Unhealthy,
+    /// Comes up, and the agent never does anything; only the watchdog of the deadline runs.
+    Hangs,
     /// Never gets as far as the agent.
     Panics,
 }
