@@ -104,6 +104,7 @@ struct Figures {
 /// # Errors
 /// When there are no loop devices or images, or something that was measured did not do its work.
 pub fn install(rounds: usize) -> Result<()> {
+    let before = load();
     let images = Images::load()?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&images.directory)?;
     let slot = LoopSlot::new(&scratch.path().join("slot.img"), &images.system("v1")?.image)?;
@@ -114,7 +115,6 @@ pub fn install(rounds: usize) -> Result<()> {
         println!("bench: rauc cannot be measured here: {error:#}");
     }
     let mut drops_cache = true;
-    let before = load();
     let mut series = Vec::new();
     for subject in [&real, &full] {
         println!("bench: {}", subject.title);

@@ -80,7 +80,9 @@ impl LoopSlot {
             }
             to.write_all(piece.get(..count).unwrap_or_default())?;
         }
-        to.sync_all()?;
+        drop(to);
+        // What anybody left to be written must not be written while something is measured.
+        ensure!(Command::new("sync").status()?.success(), "sync failed");
         let allocated = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&self.backing)?) * 512;
         ensure!(allocated >= self.size, "the file below the slot has holes");
         Ok(())
