@@ -34,7 +34,11 @@ fn write_machine(text: &mut String, figures: &Figures) -> std::fmt::Result {
     let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
     writeln!(text, "- date: {}", line("date", &["-u", "+%Y-%m-%d %H:%M UTC"]))?;
     writeln!(text, "- machine: {cores} cores, {model}, Linux {}", line("uname", &["-r"]))?;
-    writeln!(text, "- load averages at the start: {}; at the end, our own work included: {}", figures.load.0, figures.load.1)?;
+    writeln!(
+        text,
+        "- load averages at the start: {}; at the end, our own work included: {}",
+        figures.load.0, figures.load.1
+    )?;
     let rauc = figures.rauc.as_deref().map_or_else(|error| format!("rauc not measured: {error}"), str::to_owned);
     writeln!(text, "- bascule {}, {rauc}, {}", env!("CARGO_PKG_VERSION"), line("dd", &["--version"]))?;
     let direct = if figures.direct_io { "on" } else { "OFF" };
