@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-/// When this agent was built, as a lower bound of the time: a device without a battery-backed clock starts in 1970.
-/// Seconds since 1970; the release process may set `SOURCE_DATE_EPOCH`.
+/// A lower bound of the time: this agent did not exist before. A device without a battery-backed clock starts in 1970.
+/// Seconds since 1970; raised with each release.
 const BUILT: i64 = 1_790_000_000;
 
 /// Now, as the system's clock says.

@@ -18,6 +18,7 @@ use crate::heartbeat::Heartbeat;
 use crate::paths::Paths;
 use crate::shared::{Answer, Caller, Command, Handle, Refused, Snapshot, Submission};
 use crate::source::{self, Opener};
+use crate::state::StateError;
 
 /// Commands that may wait while the loop is in the middle of an act.
 const QUEUE: usize = 8;
@@ -31,7 +32,7 @@ pub fn serve(paths: &Paths, config: Config) -> anyhow::Result<End> {
     runtime.block_on(async {
         let (stop, stopping) = watch::channel(false);
         let (commands, submissions) = mpsc::channel(QUEUE);
-        let heartbeat = Arc::new(Heartbeat::default());
+        let heartbeat = Arc::new(Heartbeat::new(longest_turn(&config)));
         let (snapshot, ended) = match Device::open(paths, config.clone()) {
             Ok(device) => {
                 let (snapshot, shown) = watch::channel(first_snapshot(&device)?);
@@ -45,7 +46,9 @@ pub fn serve(paths: &Paths, config: Config) -> anyhow::Result<End> {
                 };
                 (shown, spawn(Engine::new(device, wiring)))
             }
-            Err(DeviceError::State(error)) => {
+            // Only a person can mend an unreadable record, so it is served. Whatever else is wrong may go away: the
+            // service manager starts us again.
+            Err(DeviceError::State(error @ StateError::Unreadable { .. })) => {
                 let report = DeviceError::State(error).report(Phase::Daemon);
                 tracing::error!(code = report.code, error = report.message, hint = report.hint, "nothing is touched");
                 let (snapshot, shown) = watch::channel(faulted_snapshot(paths, &config, report.clone())?);
@@ -81,7 +84,7 @@ pub fn run_to_rest(paths: &Paths, config: Config, bundle: Option<&str>) -> anyho
         let device = Device::open(paths, config.clone()).context("this device cannot be updated")?;
         let (_stop, stopping) = watch::channel(false);
         let (commands, submissions) = mpsc::channel(QUEUE);
-        let (snapshot, _shown) = watch::channel(first_snapshot(&device)?);
+        let (snapshot, shown) = watch::channel(first_snapshot(&device)?);
         let answered = match bundle {
             None => None,
             Some(label) => {
@@ -94,18 +97,28 @@ pub fn run_to_rest(paths: &Paths, config: Config, bundle: Option<&str>) -> anyho
             }
         };
         let until = Until::AtRest;
-        let heartbeat = Arc::new(Heartbeat::default());
+        let heartbeat = Arc::new(Heartbeat::new(longest_turn(&config)));
         let wiring =
             Wiring { opener: opener(&config), commands: submissions, stop: stopping, snapshot, heartbeat, until };
         let end = spawn(Engine::new(device, wiring)).await.context("the loop stopped")?;
-        match answered {
-            Some(mut answered) => match answered.try_recv() {
-                Ok(Err(refused)) => Ok(Err(refused)),
-                _ => Ok(Ok(end)),
-            },
-            None => Ok(Ok(end)),
+        let Some(mut answered) = answered else { return Ok(Ok(end)) };
+        if let Ok(Err(refused)) = answered.try_recv() {
+            return Ok(Err(refused));
+        }
+        // Accepted, and failed for good before it could be activated: that is not "done".
+        let failed = shown.borrow().record.last_error.clone();
+        match (end, failed) {
+            (End::AtRest, Some(error)) => Ok(Err(Refused { error, blockers: Vec::new() })),
+            _ => Ok(Ok(end)),
         }
     })
+}
+
+/// The longest one turn may take before the loop counts as stuck: hooks run inside it, each with its own deadline.
+fn longest_turn(config: &Config) -> Duration {
+    const HOOKS: u32 = 8;
+    const BESIDES: Duration = Duration::from_secs(300);
+    config.hooks.timeout.saturating_mul(HOOKS).saturating_add(BESIDES)
 }
 
 fn opener(config: &Config) -> Opener {

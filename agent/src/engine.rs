@@ -74,6 +74,14 @@ enum Next {
     End(End),
 }
 
+/// What ended a wait.
+enum Woken {
+    Stop,
+    Command(Submission),
+    Event(Event),
+    Time,
+}
+
 struct Pending {
     request: Request,
     source: Option<(Source, bascule_core::Then)>,
@@ -207,12 +215,7 @@ impl Engine {
                 }
                 next
             }
-            Err(report) => {
-                if asked {
-                    self.answer(Err(Refused { error: report.clone(), blockers: Vec::new() }));
-                }
-                self.failed(report)
-            }
+            Err(report) => self.failed(report),
         }
     }
 
@@ -316,6 +319,7 @@ impl Engine {
             generation = self.device.record().generation,
             "recorded"
         );
+        self.blocked.clear();
         Ok(())
     }
 
@@ -363,6 +367,8 @@ impl Engine {
             hint = report.hint,
             "an act failed and will be tried again"
         );
+        // Whoever asks now hears what is wrong, whether or not their request caused it.
+        self.answer(Err(Refused { error: report.clone(), blockers: Vec::new() }));
         self.fault = Some(report);
         let wait = self.backoff;
         self.backoff = self.backoff.saturating_mul(2).min(LONGEST_BACKOFF);
@@ -376,31 +382,36 @@ impl Engine {
     fn wait(&mut self, longest: Duration) -> bool {
         self.heartbeat.waiting();
         let runtime = self.opener.runtime.clone();
+        // Only the waiting is asynchronous: what follows may block, and may not do so inside the runtime.
+        let woken = runtime.block_on(self.woken(longest));
+        self.heartbeat.working();
+        match woken {
+            Woken::Stop => return true,
+            Woken::Command(submission) => self.take(submission),
+            Woken::Event(event) => self.take_event(event),
+            Woken::Time => {}
+        }
+        false
+    }
+
+    async fn woken(&mut self, longest: Duration) -> Woken {
         let mut progress = self.progress.subscribe();
         let mut stop = self.stop.clone();
         let until = tokio::time::Instant::now() + longest;
-        runtime.block_on(async {
-            loop {
-                let free = self.pending.is_none();
-                tokio::select! {
-                    stopping = stop.wait_for(|stop| *stop) => {
-                        // A sender that is gone has nothing to stop any more.
-                        if stopping.is_ok() { return true }
-                        std::future::pending::<()>().await;
-                    }
-                    Some(submission) = self.commands.recv(), if free => {
-                        self.take(submission);
-                        return false;
-                    }
-                    Some(event) = self.events.recv() => {
-                        self.take_event(event);
-                        return false;
-                    }
-                    Ok(()) = progress.changed() => self.publish_progress(),
-                    () = tokio::time::sleep_until(until) => return false,
+        loop {
+            let free = self.pending.is_none();
+            tokio::select! {
+                stopping = stop.wait_for(|stop| *stop) => {
+                    // A sender that is gone has nothing to stop any more.
+                    if stopping.is_ok() { return Woken::Stop }
+                    std::future::pending::<()>().await;
                 }
+                Some(submission) = self.commands.recv(), if free => return Woken::Command(submission),
+                Some(event) = self.events.recv() => return Woken::Event(event),
+                Ok(()) = progress.changed() => self.publish_progress(),
+                () = tokio::time::sleep_until(until) => return Woken::Time,
             }
-        })
+        }
     }
 
     fn take(&mut self, submission: Submission) {

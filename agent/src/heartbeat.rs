@@ -3,16 +3,20 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// The longest one turn may take, an unresponsive server or disk included, before the loop counts as stuck.
-const LONGEST_TURN: Duration = Duration::from_secs(300);
-
 /// The pulse of the loop.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Heartbeat {
+    longest_turn: Duration,
     working_since: Mutex<Option<Instant>>,
 }
 
 impl Heartbeat {
+    /// A loop none of whose turns takes longer than this, an unresponsive server, disk or hook included.
+    #[must_use]
+    pub fn new(longest_turn: Duration) -> Self {
+        Heartbeat { longest_turn, working_since: Mutex::new(None) }
+    }
+
     /// A turn begins.
     pub fn working(&self) {
         self.set(Some(Instant::now()));
@@ -27,7 +31,7 @@ impl Heartbeat {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         let since = self.working_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        since.is_none_or(|since| since.elapsed() < LONGEST_TURN)
+        since.is_none_or(|since| since.elapsed() < self.longest_turn)
     }
 
     fn set(&self, since: Option<Instant>) {

@@ -69,6 +69,12 @@ impl Paths {
         self.root.join("proc/sys/kernel/random/boot_id")
     }
 
+    /// The kernel's command line, on which the loader says whether it counted a try.
+    #[must_use]
+    pub fn command_line(&self) -> PathBuf {
+        self.root.join("proc/cmdline")
+    }
+
     /// Seconds since this boot, and idle seconds.
     #[must_use]
     pub fn uptime(&self) -> PathBuf {

@@ -2,8 +2,9 @@
 
 pub mod http;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -124,7 +125,9 @@ pub fn parse(label: &str) -> Source {
 
 fn open_file(path: &Path) -> Result<File, SourceError> {
     let failed = |source| SourceError::File { path: path.display().to_string(), source };
-    let file = File::open(path).map_err(failed)?;
+    // A pipe that nobody writes to must not hold up the daemon before it is seen to be one.
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
     }

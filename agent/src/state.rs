@@ -9,7 +9,8 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use bascule_core::{Digest, Disposition, Record, Stamp, Step};
+use bascule_core::record::SCHEMA;
+use bascule_core::{Digest, Disposition, Record, Stamp, State, Step};
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest as _, Sha256};
 
@@ -49,6 +50,9 @@ pub enum StateError {
     /// The record could not be made durable.
     #[error("cannot write the record")]
     Write(#[source] DurableError),
+    /// A newer agent's state is in the record.
+    #[error("a newer agent has left a state that this one does not know")]
+    Newer,
     /// The record could not be written as text.
     #[error("cannot write the record as JSON")]
     Encode(#[source] serde_json::Error),
@@ -64,6 +68,7 @@ impl StateError {
             StateError::Unreadable { .. } => "state.unreadable",
             StateError::Write(_) => "state.write",
             StateError::Encode(_) => "state.encode",
+            StateError::Newer => "request.newer-state",
         }
     }
 
@@ -78,6 +83,7 @@ impl StateError {
                 directory.display()
             ),
             StateError::Write(_) => "check the space on the data partition and its health (`dmesg`)".into(),
+            StateError::Newer => "update this system's agent, or finish the update with the newer one".into(),
             StateError::Encode(_) => "this is a fault of the agent: report it".into(),
         }
     }
@@ -122,7 +128,14 @@ impl Store {
     /// # Errors
     /// [`StateError::Write`]: the record in memory and the current copy on disk are as before.
     pub fn step(&mut self, step: &Step, stamp: &Stamp) -> Result<(), StateError> {
-        let next = self.record.advance(step, stamp);
+        if self.record.state == State::Newer {
+            return Err(StateError::Newer);
+        }
+        let mut next = self.record.advance(step, stamp);
+        // What is written must be readable again: the oldest history goes first.
+        while encode(&next)?.len() as u64 > RECORD_LIMIT && !next.history.is_empty() {
+            next.history.remove(0);
+        }
         let copy = usize::from(next.generation % 2 == 1);
         let name = COPIES.get(copy).copied().unwrap_or(LOCK);
         durable::replace(&self.directory.join(name), &encode(&next)?).map_err(StateError::Write)?;
@@ -165,7 +178,12 @@ pub fn load(directory: &Path) -> Result<Record, StateError> {
 
 fn lock(directory: &Path) -> Result<Flock<fs::File>, StateError> {
     let failed = |source| StateError::Directory { directory: directory.to_owned(), source };
-    fs::create_dir_all(directory).map_err(failed)?;
+    if !directory.exists() {
+        fs::create_dir_all(directory).map_err(failed)?;
+        // The directory's own entry must survive a power cut as well.
+        let parent = directory.parent().unwrap_or(directory);
+        fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
+    }
     let file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -194,13 +212,17 @@ fn decode(bytes: &[u8]) -> Result<Record, String> {
     if tail != format!("sha256:{digest}\n").as_bytes() {
         return Err("its digest does not fit".into());
     }
-    serde_json::from_slice(text).map_err(|error| error.to_string())
+    let mut record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if record.schema > SCHEMA {
+        record.state = State::Newer;
+    }
+    Ok(record)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_core::{BootId, Deployment, DeploymentId, Group, State, Then};
+    use bascule_core::{BootId, Deployment, DeploymentId, Group, Then};
 
     fn stamp() -> Stamp {
         Stamp { now: 0, boot_id: BootId("b".into()), run: "r".into(), booted: Group::A }
@@ -275,9 +297,19 @@ mod tests {
     #[test]
     fn a_record_from_a_newer_agent_loads_as_newer() {
         let dir = tempfile::tempdir().unwrap();
-        let text = "{\"schema\":1,\"generation\":9,\"state\":{\"name\":\"levitating\"},\"wings\":2}\n";
-        let digest = Digest(Sha256::digest(text).into());
-        fs::write(dir.path().join(COPIES[1]), format!("{text}sha256:{digest}\n")).unwrap();
-        assert_eq!(load(dir.path()).unwrap().state, State::Newer);
+        for text in [
+            "{\"schema\":1,\"generation\":9,\"state\":{\"name\":\"levitating\"},\"wings\":2}\n",
+            "{\"schema\":2,\"generation\":9,\"state\":{\"name\":\"idle\"}}\n",
+        ] {
+            let digest = Digest(Sha256::digest(text).into());
+            let copy = format!("{text}sha256:{digest}\n");
+            fs::write(dir.path().join(COPIES[1]), &copy).unwrap();
+            let mut store = Store::open(dir.path()).unwrap();
+            assert_eq!(store.record().state, State::Newer);
+            // Nothing of it is touched, whoever asks.
+            assert!(store.step(&Step::RollingBackInstalled, &stamp()).is_err());
+            assert_eq!(fs::read_to_string(dir.path().join(COPIES[1])).unwrap(), copy);
+            assert!(!dir.path().join(COPIES[0]).exists());
+        }
     }
 }

@@ -3,17 +3,21 @@
 //! | watchdog | runs | does |
 //! |---|---|---|
 //! | rollback-health | from the start of every boot | nothing outside probation; in it, goes back at the deadline whatever the daemon does or does not do |
-//! | rollback-altboot | before the daemon, at every boot | in the old system, when the loader fell back: disarms the target and records why |
+//! | rollback-altboot | before the daemon, at every boot | in the old system, when the loader fell back: records why and disarms the target |
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bascule_boot::BootBackend;
-use bascule_core::{Action, BootStatus, BootedGroup, Group, RollbackReason, Settings, State, Step, decide};
+use bascule_core::{
+    Action, BootStatus, BootedGroup, ErrorReport, Group, Phase, RollbackReason, Settings, State, Step, decide,
+};
+use bascule_hooks::HealthPolicy;
 use bascule_hooks::runner::{self, Command, Limits};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::device::{self, Device, DeviceError, Parts};
+use crate::durable;
 use crate::paths::Paths;
 use crate::reboot;
 use crate::state;
@@ -22,87 +26,139 @@ use crate::state;
 const GRACE: Duration = Duration::from_secs(20);
 /// How often the verdict is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The wait between two tries to go back; there is no last one.
+/// The kernel's command line is shorter than this, in bytes.
+const COMMAND_LINE_LIMIT: u64 = 64 << 10;
+/// How often the way back is tried to be written before the loader's counter has to do.
+const TRIES_TO_WRITE: u32 = 6;
+/// The wait between two such tries.
 const AGAIN: Duration = Duration::from_secs(10);
 /// More decisions than the way from a fallback to rest ever takes.
 const DECISIONS: usize = 16;
 
 /// Waits for the verdict of probation, and goes back when the deadline passes without one.
 ///
-/// It needs neither the daemon nor the record: the loader's settings say whether the booted group is on trial.
+/// It needs neither the daemon nor the record nor a mounted file system: the loader's settings say whether the booted
+/// group is on trial, and until they can be read the kernel's command line does. With a configuration that cannot be
+/// used it keeps the default deadline: an image with a mistake in it is what deadlines are for.
 ///
 /// # Errors
-/// [`DeviceError`] when the slots or the settings cannot be found at the start.
-pub fn rollback_health(paths: &Paths, config: &Config) -> Result<(), DeviceError> {
-    let parts = Parts::find(paths, config)?;
-    let booted = parts.layout.booted;
-    if !on_trial(parts.loader.as_ref(), booted) {
+/// [`DeviceError`] when the time cannot be read.
+pub fn rollback_health(paths: &Paths, config: Result<Config, ConfigError>) -> Result<(), DeviceError> {
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => return blind(paths, &error.report()),
+    };
+    let parts = match Parts::find(paths, &config) {
+        Ok(parts) => parts,
+        Err(error) => return blind(paths, &error.report(Phase::Probation)),
+    };
+    let (loader, booted) = (parts.loader.as_ref(), parts.layout.booted);
+    if !on_trial(paths, loader, booted) {
         tracing::info!(group = booted.group().letter(), "the booted group is not on trial: nothing to watch");
         return Ok(());
     }
     let deadline = config.health.deadline.saturating_add(GRACE);
+    let (group, deadline_seconds) = (booted.group().letter(), deadline.as_secs());
     tracing::warn!(
-        group = booted.group().letter(),
-        deadline_seconds = deadline.as_secs(),
-        "the booted group is on trial: going back at the deadline unless it is committed"
+        group,
+        deadline_seconds,
+        "the booted group is on trial: going back at the deadline without a verdict"
     );
     while device::uptime(paths)? < deadline {
         std::thread::sleep(LOOK_EVERY);
-        if !on_trial(parts.loader.as_ref(), booted) {
-            tracing::info!(group = booted.group().letter(), "there is a verdict: the deadline is disarmed");
+        if !on_trial(paths, loader, booted) {
+            tracing::info!(group, "there is a verdict: the deadline is disarmed");
             return Ok(());
         }
     }
-    tracing::error!(group = booted.group().letter(), "no verdict before the deadline: going back");
-    go_back(paths, config, parts.loader.as_ref(), booted);
+    tracing::error!(group, "no verdict before the deadline: going back");
+    go_back(paths, &config, loader, booted);
     Ok(())
 }
 
-/// Settings that cannot be read count as on trial: better a deadline too many than none.
-fn on_trial(loader: &dyn BootBackend, booted: BootedGroup) -> bool {
+/// Nothing can be asked but the command line: a system on trial is started anew at the default deadline. Each such start
+/// costs a try, so that the loader falls back after the last.
+fn blind(paths: &Paths, fault: &ErrorReport) -> Result<(), DeviceError> {
+    let cause = fault.cause.join(": ");
+    if !on_trial_by_command_line(paths) {
+        tracing::error!(code = fault.code, error = fault.message, cause, "cannot watch; the system is not on trial");
+        return Ok(());
+    }
+    let deadline = HealthPolicy::default().deadline.saturating_add(GRACE);
+    let deadline_seconds = deadline.as_secs();
+    tracing::error!(
+        code = fault.code,
+        error = fault.message,
+        cause,
+        deadline_seconds,
+        "on trial, and this cannot be used"
+    );
+    while device::uptime(paths)? < deadline {
+        std::thread::sleep(LOOK_EVERY);
+    }
+    reboot::reboot(paths, "a system on trial that cannot be judged");
+    Ok(())
+}
+
+fn on_trial(paths: &Paths, loader: &dyn BootBackend, booted: BootedGroup) -> bool {
     match loader.view(booted) {
         Ok(view) if view.settings == Settings::Intact => {
             matches!(view.status(booted.group()), BootStatus::Trial { .. } | BootStatus::Exhausted)
         }
         // On damaged settings the loader starts its fallback. It names the old group until a commit has moved it.
         Ok(view) => view.primary != booted.group(),
-        Err(error) => {
-            tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "cannot read the settings");
-            true
-        }
+        // The boot partition is not mounted yet, or never will be.
+        Err(_) => on_trial_by_command_line(paths),
     }
 }
 
-/// Takes the record from a daemon that did not decide, says why, tells the loader, and reboots. It never gives up.
+/// `bascule.trial=N`: the loader counted a try for this start and has N left; empty where it counted none.
+fn on_trial_by_command_line(paths: &Paths) -> bool {
+    let line = durable::read_bounded(&paths.command_line(), COMMAND_LINE_LIMIT).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line).into_owned();
+    line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("bascule.trial=")).any(|left| !left.is_empty())
+}
+
+/// Takes the record from a daemon that did not decide, says why, tells the loader, and reboots.
 fn go_back(paths: &Paths, config: &Config, loader: &dyn BootBackend, booted: BootedGroup) {
-    let kill = Command::new("systemctl").arg("kill").arg("--signal=SIGKILL").arg("basculed.service");
-    let stop = Command::new("systemctl").arg("stop").arg("--no-block").arg("basculed.service");
-    if paths.is_real() {
-        for command in [stop, kill] {
+    let systemctl = |arguments: &[&str]| {
+        let command = arguments.iter().fold(Command::new("systemctl"), |command, argument| command.arg(argument));
+        if paths.is_real() {
             let _ = runner::run(&command, &Limits::within(Duration::from_secs(10)), &AtomicBool::new(false));
         }
-    }
+    };
+    systemctl(&["stop", "--no-block", "basculed.service"]);
+    systemctl(&["kill", "--signal=SIGKILL", "basculed.service"]);
     // The reason is worth a try, no more: the old system can tell without it that the new one gave itself up.
     match Device::open(paths, config.clone()) {
         Ok(mut device) => {
-            let step = Action::Record(Step::RollingBack(RollbackReason::Deadline));
-            if let Err(error) = device.perform(&step) {
-                tracing::error!(
-                    code = error.code(),
-                    error = &error as &dyn std::error::Error,
-                    "cannot record the reason"
-                );
+            // With the record's lock the daemon is gone, and what it last did counts.
+            if !on_trial(paths, loader, booted) {
+                tracing::info!("the verdict came at the last moment: the daemon is started again");
+                drop(device);
+                systemctl(&["start", "--no-block", "basculed.service"]);
+                return;
+            }
+            if !matches!(device.record().state, State::RollingBack { .. } | State::Newer) {
+                let step = Action::Record(Step::RollingBack(RollbackReason::Deadline));
+                if let Err(error) = device.perform(&step) {
+                    told(&error, "cannot record the reason");
+                }
             }
         }
-        Err(error) => {
-            tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "cannot open the record");
-        }
+        Err(error) => told(&error, "cannot open the record"),
     }
-    while let Err(error) = loader.roll_back(booted) {
+    for _ in 0..TRIES_TO_WRITE {
+        let Err(error) = loader.roll_back(booted) else { break };
         tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "cannot go back yet");
         std::thread::sleep(AGAIN);
     }
+    // Rebooting without the loader's consent is safe: each start of a system on trial costs a try, and then it falls back.
     reboot::reboot(paths, "no verdict before the deadline");
+}
+
+fn told(error: &DeviceError, what: &'static str) {
+    tracing::error!(code = error.code(), error = error as &dyn std::error::Error, "{what}");
 }
 
 /// Finishes a fallback of the loader: disarms the target and records why, before anything else runs.
@@ -124,7 +180,8 @@ pub fn rollback_altboot(paths: &Paths, config: &Config) -> Result<(), DeviceErro
         let ours = match &decision.action {
             Action::MarkUnbootable => true,
             Action::Record(step) => {
-                matches!(step, Step::RollingBack(_) | Step::RolledBack | Step::Committed)
+                // The end itself is recorded by the daemon, which then runs the hooks of that point.
+                matches!(step, Step::RollingBack(_) | Step::Committed)
             }
             _ => false,
         };
@@ -134,12 +191,12 @@ pub fn rollback_altboot(paths: &Paths, config: &Config) -> Result<(), DeviceErro
         tracing::warn!(reason = decision.reason, "the loader fell back");
         device.perform(&decision.action)?;
     }
-    if let Some(entry) = device.record().history.last() {
+    if let State::RollingBack { deployment, reason, .. } = &device.record().state {
         tracing::warn!(
-            deployment = entry.deployment.id.to_string(),
-            version = entry.deployment.version,
-            ending = format!("{:?}", entry.ending),
-            "this is how the last deployment ended"
+            deployment = deployment.id.to_string(),
+            version = deployment.version,
+            why = reason.explain(),
+            "the target is disarmed"
         );
     }
     Ok(())

@@ -15,6 +15,7 @@ use crate::boot::{BootStatus, Settings};
 use crate::observed::{Health, Observed, Policy, Request};
 use crate::record::{Deployment, Ending, Record, RollbackReason, State, Step, Then};
 use crate::report::Disposition;
+use crate::words::BootId;
 
 /// One thing to do now.
 #[expect(clippy::large_enum_variant, reason = "one at a time, on the stack, once per look")]
@@ -149,10 +150,12 @@ pub fn decide(facts: &Record, seen: &Observed, policy: &Policy) -> Decision {
         }
         State::Activating { deployment } => activating(deployment, seen, policy),
         State::Activated { deployment, armed_in } => {
-            if seen.booted == deployment.target {
+            if seen.booted != deployment.target {
+                activated_on_old(deployment, armed_in, seen)
+            } else if armed_in.0.is_empty() {
                 probation(seen)
             } else {
-                activated_on_old(deployment, *armed_in == seen.boot_id, seen)
+                record(Step::Activated, "the target came up: that is worth knowing should it not finish probation")
             }
         }
         State::RollingBack { deployment, reason, decided_in } => {
@@ -311,7 +314,8 @@ fn probation(seen: &Observed) -> Decision {
 }
 
 /// What the loader did speaks before what a person asks: a system that did not boot is denied, cancelled or not.
-fn activated_on_old(deployment: &Deployment, armed_in_this_boot: bool, seen: &Observed) -> Decision {
+fn activated_on_old(deployment: &Deployment, armed_in: &BootId, seen: &Observed) -> Decision {
+    let (armed_in_this_boot, came_up) = (*armed_in == seen.boot_id, armed_in.0.is_empty());
     if seen.view.settings == Settings::Damaged {
         return rolled_back_by_loader(RollbackReason::SettingsLost);
     }
@@ -324,6 +328,7 @@ fn activated_on_old(deployment: &Deployment, armed_in_this_boot: bool, seen: &Ob
             Some(_) => refuse(Refusal::Busy),
         },
         BootStatus::Trial { .. } => rolled_back_by_loader(RollbackReason::LoaderSkippedTarget),
+        BootStatus::Exhausted if came_up => rolled_back_by_loader(RollbackReason::NotProven),
         BootStatus::Exhausted => rolled_back_by_loader(RollbackReason::DidNotBoot),
         BootStatus::Unbootable => rolled_back_by_loader(RollbackReason::GaveUpUnrecorded),
         BootStatus::Good => record(Step::Committed, "the target was committed before the record was lost"),

@@ -87,7 +87,7 @@ pub enum State {
     Activated {
         /// What is to be, or was, started.
         deployment: Deployment,
-        /// The boot in which the loader was armed; empty when the record was written after the reboot.
+        /// The boot in which the loader was armed; empty once the target has come up and said so.
         armed_in: BootId,
     },
     /// The way back was decided; the loader may or may not have been disarmed.
@@ -180,6 +180,8 @@ pub enum RollbackReason {
     Deadline,
     /// The loader used up its tries: the system did not come up.
     DidNotBoot,
+    /// It came up, and the loader used up its tries before it had finished probation.
+    NotProven,
     /// The loader started the old group although tries were left: it could not load the target, or a person chose.
     LoaderSkippedTarget,
     /// The boot settings were damaged and the loader used its fallback: no proof against the image.
@@ -209,6 +211,9 @@ impl RollbackReason {
             RollbackReason::Unhealthy { detail } => format!("it was unhealthy: {detail}"),
             RollbackReason::Deadline => "it was not proven healthy before the deadline".into(),
             RollbackReason::DidNotBoot => "it did not boot: the loader used up its tries and fell back".into(),
+            RollbackReason::NotProven => {
+                "it came up, but was started anew before it had finished probation until the tries were used up".into()
+            }
             RollbackReason::LoaderSkippedTarget => {
                 "the loader started the old group with tries left: it could not load the new one, or a person chose"
                     .into()

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use bascule_agent::config::Config;
+use bascule_agent::device::DeviceError;
 use bascule_agent::engine::End;
 use bascule_agent::paths::Paths;
 use bascule_agent::{daemon, logging, watchdogs};
-use bascule_core::ErrorReport;
+use bascule_core::{ErrorReport, Phase};
 use clap::{Parser, Subcommand};
 
 /// What `bascule` and the service units know as "a reboot is needed".
@@ -43,21 +43,18 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let paths = Paths::under(arguments.root);
-    let config = match Config::load(&paths) {
-        Ok(config) => config,
-        Err(error) => return fail(&error.report()),
-    };
-    logging::init(config.log.level);
     abort_on_panic();
-    let outcome = match arguments.command {
-        None => daemon::serve(&paths, config).map(Ok),
+    let config = Config::load(&paths);
+    logging::init(config.as_ref().map(|config| config.log.level).unwrap_or_default());
+    let (config, command) = match (config, arguments.command) {
+        (config, Some(Command::RollbackHealth)) => return ended(watchdogs::rollback_health(&paths, config)),
+        (Ok(config), command) => (config, command),
+        (Err(error), _) => return fail(&error.report()),
+    };
+    let outcome = match command {
+        None | Some(Command::RollbackHealth) => daemon::serve(&paths, config).map(Ok),
         Some(Command::RunToRest { install }) => daemon::run_to_rest(&paths, config, install.as_deref()),
-        Some(Command::RollbackHealth) => {
-            watchdogs::rollback_health(&paths, &config).map(|()| Ok(End::AtRest)).context("rollback-health")
-        }
-        Some(Command::RollbackAltboot) => {
-            watchdogs::rollback_altboot(&paths, &config).map(|()| Ok(End::AtRest)).context("rollback-altboot")
-        }
+        Some(Command::RollbackAltboot) => return ended(watchdogs::rollback_altboot(&paths, &config)),
     };
     match outcome {
         Ok(Ok(End::Reboot)) if !paths.is_real() => ExitCode::from(REBOOT_NEEDED),
@@ -68,6 +65,13 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn ended(outcome: Result<(), DeviceError>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.report(Phase::Rollback)),
     }
 }
 

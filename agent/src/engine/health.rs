@@ -10,10 +10,12 @@ use bascule_hooks::{
     CheckResult, HealthChecks, HealthPolicy, HealthSettings, HooksError, Requirement, Soak, health, soak,
 };
 
-use super::{Engine, Event, Job, LOOK_EVERY, Next};
+use super::{Engine, Event, Job, LOOK_EVERY, Next, VERDICT_FIRST};
 use crate::device;
 use crate::shared::CheckView;
 
+/// The longest reason that is recorded, in characters.
+const DETAIL_LIMIT: usize = 1000;
 /// How often a waiting job looks whether it was cancelled.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -21,7 +23,9 @@ impl Engine {
     /// Starts the checks unless they run already.
     pub(super) fn start_health(&mut self) -> Result<Next, ErrorReport> {
         if self.checking.is_some() {
-            return Ok(Next::Wait(LOOK_EVERY));
+            let last = self.device.config.health.deadline + VERDICT_FIRST;
+            let left = last.saturating_sub(self.device.uptime().unwrap_or_default());
+            return Ok(Next::Wait(LOOK_EVERY.min(left)));
         }
         self.run_hooks_and_log(bascule_hooks::HookPoint::Probation);
         let failed = |error: HooksError| {
@@ -119,5 +123,8 @@ fn detail(results: &[CheckResult]) -> String {
     let failed = |result: &&CheckResult| !result.passed && result.requirement == Requirement::Required;
     let lines: Vec<String> =
         results.iter().filter(failed).map(|result| format!("{}: {}", result.name, result.reason)).collect();
-    if lines.is_empty() { "too few rounds of health checks passed in time".into() } else { lines.join("; ") }
+    if lines.is_empty() {
+        return "too few rounds of health checks passed in time".into();
+    }
+    lines.join("; ").chars().take(DETAIL_LIMIT).collect()
 }

@@ -10,6 +10,7 @@ use bascule_hooks::runner::Limits;
 use bascule_hooks::{HookContext, HookPoint, HookSettings, HooksError, run_point};
 
 use super::{Engine, Next};
+use crate::shared::Refused;
 
 /// How long a hook that asked to try later is left alone.
 const DEFERRED: Duration = Duration::from_secs(60);
@@ -66,6 +67,12 @@ impl Engine {
             Err(error) => error,
         };
         let report = report(&error, Phase::Activate);
+        let asked = self.pending.as_ref().is_some_and(|pending| pending.request == Request::Activate);
+        if error.disposition() == Disposition::Retry && asked {
+            // Whoever asked hears it and may ask again: nothing is left waiting behind their back.
+            self.answer(Err(Refused { error: report, blockers: Vec::new() }));
+            return Ok(Some(Next::Look));
+        }
         if error.disposition() == Disposition::Retry {
             let blocker = bascule_core::Blocker::new(&report.code, report.message.clone(), report.hint.clone());
             if self.blocked.first() != Some(&blocker) {
@@ -76,8 +83,8 @@ impl Engine {
         }
         self.record_durably(&Step::Abandoned(Ending::Failed { error: report.clone() }))?;
         // The caller of `activate`, if that is what brought us here, hears why.
-        if self.pending.as_ref().is_some_and(|pending| pending.request == Request::Activate) {
-            return Err(report);
+        if asked {
+            self.answer(Err(Refused { error: report, blockers: Vec::new() }));
         }
         Ok(Some(Next::Look))
     }

@@ -32,6 +32,7 @@ fn code(reason: &RollbackReason) -> &'static str {
         RollbackReason::Unhealthy { .. } => "rollback.unhealthy",
         RollbackReason::Deadline => "rollback.deadline",
         RollbackReason::DidNotBoot => "rollback.did-not-boot",
+        RollbackReason::NotProven => "rollback.not-proven",
         RollbackReason::LoaderSkippedTarget => "rollback.loader-skipped-target",
         RollbackReason::SettingsLost => "rollback.settings-lost",
         RollbackReason::GaveUpUnrecorded => "rollback.gave-up",
@@ -41,9 +42,10 @@ fn code(reason: &RollbackReason) -> &'static str {
 
 fn phase(reason: &RollbackReason) -> Phase {
     match reason {
-        RollbackReason::Unhealthy { .. } | RollbackReason::Deadline | RollbackReason::GaveUpUnrecorded => {
-            Phase::Probation
-        }
+        RollbackReason::Unhealthy { .. }
+        | RollbackReason::Deadline
+        | RollbackReason::NotProven
+        | RollbackReason::GaveUpUnrecorded => Phase::Probation,
         RollbackReason::DidNotBoot | RollbackReason::LoaderSkippedTarget | RollbackReason::SettingsLost => {
             Phase::Activate
         }
@@ -59,6 +61,9 @@ fn hint(reason: &RollbackReason) -> &'static str {
         }
         RollbackReason::DidNotBoot => {
             "look at its console; publish a corrected bundle: this one will not be tried again here"
+        }
+        RollbackReason::NotProven => {
+            "look for power cuts, hangs and watchdog resets in its probation; publish a new bundle: this one will not be tried again here"
         }
         RollbackReason::GaveUpUnrecorded => {
             "look in its journal; publish a corrected bundle: this one will not be tried again here"
