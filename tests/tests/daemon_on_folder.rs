@@ -1,0 +1,116 @@
+//! The daemon itself, over its socket, and the deadline's watchdog, on a device made of files.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's own mistakes may end it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bascule_tests::HttpServer;
+use bascule_tests::rehearsal::{Rehearsal, System, Temper, Vendor};
+
+/// The daemon of a device, serving; killed when it is dropped.
+struct Daemon {
+    _vendor: Vendor,
+    next: System,
+    device: Rehearsal,
+    child: Child,
+}
+
+impl Daemon {
+    fn start() -> Daemon {
+        let vendor = Vendor::new().unwrap();
+        let (factory, next) = (vendor.system(1, Temper::Good).unwrap(), vendor.system(2, Temper::Good).unwrap());
+        let mut device = Rehearsal::new(&vendor, &factory, &[factory.clone(), next.clone()]).unwrap();
+        device.boot().unwrap();
+        let child = device.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut daemon = Daemon { _vendor: vendor, next, device, child };
+        let until = Instant::now() + Duration::from_secs(20);
+        while !daemon.ask(&["status"]).status.success() {
+            assert!(Instant::now() < until, "the daemon does not answer");
+            assert!(daemon.child.try_wait().unwrap().is_none(), "the daemon ended");
+            std::thread::yield_now();
+        }
+        daemon
+    }
+
+    /// The command line beside the daemon's own program.
+    fn bascule(&self, arguments: &[&str]) -> Command {
+        let daemon = PathBuf::from(self.device.command(&[]).get_program());
+        let mut command = Command::new(daemon.with_file_name("bascule"));
+        command.arg("--root").arg(self.device.root()).args(arguments);
+        command
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        self.bascule(arguments).output().unwrap()
+    }
+
+    fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn folder_of(bundle: &Path) -> (&Path, String) {
+    (bundle.parent().unwrap(), bundle.file_name().unwrap().to_string_lossy().into_owned())
+}
+
+#[test]
+fn a_plan_works_for_a_file_a_url_and_standard_input_and_changes_nothing() {
+    let mut daemon = Daemon::start();
+    let (folder, name) = folder_of(&daemon.next.bundle);
+    let server = HttpServer::serve(folder).unwrap();
+    let before = fs::read(daemon.device.grubenv()).unwrap();
+    for source in [daemon.next.bundle.display().to_string(), server.url(&name)] {
+        let output = daemon.ask(&["plan", &source]);
+        assert!(output.status.success(), "{source}: {output:?}");
+    }
+    let stdin = fs::File::open(&daemon.next.bundle).unwrap();
+    let output = daemon.bascule(&["plan", "-"]).stdin(stdin).output().unwrap();
+    assert!(output.status.success(), "standard input: {output:?}");
+    assert!(daemon.is_alive());
+    assert_eq!(fs::read(daemon.device.grubenv()).unwrap(), before);
+}
+
+#[test]
+fn a_request_gets_its_answer_also_when_the_boot_settings_cannot_be_read() {
+    let daemon = Daemon::start();
+    let script = daemon.device.grubenv().with_file_name("grub.cfg");
+    fs::rename(&script, script.with_extension("away")).unwrap();
+    let output = daemon.ask(&["install", &daemon.next.bundle.display().to_string()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("[boot.") && said.contains("hint:"), "{output:?}");
+}
+
+/// Runs the deadline's watchdog long after every deadline, with a configuration that cannot be used.
+fn watchdog_with_a_broken_configuration(command_line: &str) -> String {
+    let vendor = Vendor::new().unwrap();
+    let factory = vendor.system(1, Temper::Good).unwrap();
+    let mut device = Rehearsal::new(&vendor, &factory, std::slice::from_ref(&factory)).unwrap();
+    device.boot().unwrap();
+    device.configure("[helth]\nsettle = \"1s\"\n").unwrap();
+    fs::write(device.root().join("proc/uptime"), "100000.0 1.0\n").unwrap();
+    fs::write(device.root().join("proc/cmdline"), command_line).unwrap();
+    let output = device.command(&["rollback-health"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_trial_whose_configuration_cannot_be_used_still_has_a_deadline() {
+    let said = watchdog_with_a_broken_configuration("quiet bascule.group=b bascule.trial=2\n");
+    assert!(said.contains("rebooting"), "{said}");
+}
+
+#[test]
+fn a_good_system_whose_configuration_cannot_be_used_is_not_rebooted() {
+    let said = watchdog_with_a_broken_configuration("quiet bascule.group=b bascule.trial=\n");
+    assert!(!said.contains("rebooting"), "{said}");
+}
