@@ -16,6 +16,7 @@ use bascule_core::{
 use crate::clock;
 use crate::config::{Config, SlotPair};
 use crate::durable;
+use crate::names;
 use crate::paths::Paths;
 use crate::shared::{Release, SlotView};
 use crate::state::{StateError, Store};
@@ -200,7 +201,11 @@ impl Device {
             run: self.run.clone(),
             booted: self.booted().group(),
         };
-        Ok(self.store.step(step, &stamp)?)
+        self.store.step(step, &stamp)?;
+        let (record, step) = (self.record(), names::step_name(step));
+        let state = names::state_name(&record.state);
+        tracing::info!(step, state, generation = record.generation, "recorded");
+        Ok(())
     }
 
     /// Time since this boot.

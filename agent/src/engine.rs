@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::device::{Device, DeviceError};
 use crate::heartbeat::Heartbeat;
+use crate::names;
 use crate::prepare::PrepareError;
 use crate::reboot;
 use crate::shared::{Answer, CheckView, Command, Progress, Refused, Snapshot, Source, Submission};
@@ -313,12 +314,6 @@ impl Engine {
 
     fn record_durably(&mut self, step: &Step) -> Result<(), ErrorReport> {
         self.device.perform(&Action::Record(step.clone())).map_err(|error| error.report(Phase::Daemon))?;
-        tracing::info!(
-            step = publish::step_name(step),
-            state = publish::state_name(&self.device.record().state),
-            generation = self.device.record().generation,
-            "recorded"
-        );
         self.blocked.clear();
         Ok(())
     }
@@ -334,7 +329,7 @@ impl Engine {
         if at > now {
             return Ok(Next::Wait(at - now));
         }
-        reboot::reboot(&self.device.paths, publish::state_name(&self.device.record().state));
+        reboot::reboot(&self.device.paths, names::state_name(&self.device.record().state));
         Ok(Next::End(End::Reboot))
     }
 
@@ -444,7 +439,7 @@ impl Engine {
 
     fn say(&mut self, decision: &Decision) {
         if self.said.as_ref() != Some(decision) {
-            tracing::info!(action = publish::action_name(&decision.action), reason = decision.reason, "decided");
+            tracing::info!(action = names::action_name(&decision.action), reason = decision.reason, "decided");
             self.said = Some(decision.clone());
         }
     }

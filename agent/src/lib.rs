@@ -16,6 +16,7 @@ pub mod durable;
 pub mod engine;
 pub mod heartbeat;
 pub mod logging;
+mod names;
 pub mod paths;
 pub mod prepare;
 pub mod reboot;

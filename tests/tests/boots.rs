@@ -48,7 +48,9 @@ fn a_system_without_init_uses_up_its_tries_and_the_loader_comes_back() -> Result
     assert_eq!(machine.follow_resets_until_ready(5, BOOT)?, 3, "two tries and the start of the old system");
     let command_line = machine.succeed("cat /proc/cmdline")?;
     assert!(command_line.contains("bascule.group=a"), "{command_line}");
-    assert_eq!(machine.succeed("grep -a ^group_b= /boot/efi/bascule/grubenv")?.trim(), "group_b=0");
+    // The loader leaves 0; the agent of the old system, where it has run already, says that nobody knows this trial.
+    let left = machine.succeed("grep -a ^group_b= /boot/efi/bascule/grubenv")?.trim().to_owned();
+    assert!(matches!(left.as_str(), "group_b=0" | "group_b=bad"), "{left}");
     Ok(())
 }
 

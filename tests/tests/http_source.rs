@@ -84,20 +84,12 @@ fn a_server_that_ignores_ranges_costs_bytes_and_never_a_wrong_one() -> Result<()
 }
 
 #[test]
-fn a_file_that_changed_or_a_range_that_lies_is_an_error() -> Result<()> {
-    for (fault, codes) in [
-        (Fault::ChangeEntityTag, ["source.changed", "source.changed"]),
-        (Fault::ShiftRange(5), ["source.wrong-answer", "source.changed"]),
-    ] {
-        let rig = Rig::new()?;
-        rig.server.inject(FILE, Fault::CutAfter(500_000));
-        // As often as it is asked again, it answers so.
-        (0..10).for_each(|_| rig.server.inject(FILE, fault.clone()));
-        match rig.read_all() {
-            Ok(bytes) => assert!(bytes == rig.bytes, "{fault:?} gave other bytes"),
-            Err(code) => assert!(codes.contains(&code.as_str()), "{fault:?} gave {code}"),
-        }
-    }
+fn a_file_that_changes_while_it_is_read_is_an_error() -> Result<()> {
+    let rig = Rig::new()?;
+    rig.server.inject(FILE, Fault::CutAfter(500_000));
+    // As often as it is asked again, it answers so.
+    (0..10).for_each(|_| rig.server.inject(FILE, Fault::ChangeEntityTag));
+    assert_eq!(rig.read_all(), Err("source.changed".to_owned()));
     Ok(())
 }
 

@@ -126,6 +126,7 @@ fn a_bundle_cut_short_anywhere_is_refused_and_changes_nothing() {
 #[test]
 fn a_byte_flipped_in_the_signed_part_is_refused_and_in_a_payload_never_started() {
     let (vendor, next, mut device) = device(Temper::Good);
+    let factory = device.systems().first().unwrap().clone();
     let whole = fs::read(&next.bundle).unwrap();
     let flipped = vendor.path("flipped.bascule");
     let image = fs::read(&next.image).unwrap();
@@ -138,7 +139,14 @@ fn a_byte_flipped_in_the_signed_part_is_refused_and_in_a_payload_never_started()
         fs::write(&flipped, bytes).unwrap();
         let before = disk(&device);
         let run = device.install(&flipped).unwrap();
-        assert!(run.error_code().is_some() || run.code == Some(4), "byte {place}: {run:?}");
+        if run.wants_reboot() {
+            // White space, and the case of a hexadecimal digit, mean nothing in JSON: it is the same bundle, whole.
+            assert_eq!(device.holds(Group::B).unwrap().map(|system| system.manifest), Some(next.manifest));
+            device = Rehearsal::new(&vendor, &factory, &[factory.clone(), next.clone()]).unwrap();
+            device.boot().unwrap();
+            continue;
+        }
+        assert!(run.error_code().is_some(), "byte {place}: {run:?}");
         assert_eq!(disk(&device), before, "byte {place}: {run:?}");
     }
     device.configure("[prepare]\nmax_attempts = 2\n").unwrap();
@@ -146,7 +154,7 @@ fn a_byte_flipped_in_the_signed_part_is_refused_and_in_a_payload_never_started()
     bytes[payload] ^= 1;
     fs::write(&flipped, bytes).unwrap();
     let run = device.install(&flipped).unwrap();
-    assert_eq!(run.code, Some(0), "{run:?}");
+    assert_eq!(run.error_code(), Some("bundle.chunk-mismatch"), "{run:?}");
     let record = device.record().unwrap();
     let ending = record.history.last().map(|entry| entry.ending.clone());
     assert!(matches!(ending, Some(Ending::Failed { error }) if error.code == "bundle.chunk-mismatch"), "{record:?}");
@@ -253,7 +261,7 @@ fn a_slot_that_cannot_be_written_or_synced_is_given_up_and_never_activated() {
         let inject = format!("inject={call}:error=EIO");
         let options = ["-P", slot.to_str().unwrap(), "-e", &inject];
         let run = with_fault(&device, &["run-to-rest", "--install"], Some(&next.bundle), &options);
-        assert_eq!(run.code, Some(0), "{call}: {run:?}");
+        assert_eq!((run.code, run.error_code()), (Some(75), Some("prepare.slot-io")), "{call}: {run:?}");
         let ending = device.record().unwrap().history.last().map(|entry| entry.ending.clone());
         assert!(matches!(&ending, Some(Ending::Failed { error }) if error.code == "prepare.slot-io"), "{ending:?}");
         assert_eq!(fs::read(device.grubenv()).unwrap(), before);

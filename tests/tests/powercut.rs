@@ -29,14 +29,23 @@ fn every_cut_is_survived_and_every_mistake_found_out(scenario: Scenario) {
     let mut survivors = Vec::new();
     let mutants = try_mutants(&recording, &report).unwrap();
     assert!(mutants.len() >= 20, "the rig has lost mistakes: {}", mutants.len());
+    let harmless = harmless_swap(&scenario, mutants.iter().map(|(mutant, _)| mutant.what.as_str()));
     for (mutant, verdict) in mutants {
         println!("{}: {}: {verdict:?}", scenario.name, mutant.what);
-        if verdict == Verdict::Survived {
+        if verdict == Verdict::Survived && !harmless.as_ref().is_some_and(|end| mutant.what.ends_with(end)) {
             survivors.push(mutant.what);
         }
     }
     println!("{}: {:.1} s in all", scenario.name, began.elapsed().as_secs_f32());
     assert!(survivors.is_empty(), "not found out: {survivors:#?}");
+}
+
+/// That the target came up is recorded for those who come after a trial that never ended. A good system commits right
+/// behind it, and whether the loader heard of the commit before or after that record makes no difference to anyone.
+fn harmless_swap<'m>(scenario: &Scenario, mutants: impl Iterator<Item = &'m str>) -> Option<String> {
+    let generation = |what: &str| what.rsplit_once("record ")?.1.parse::<u64>().ok();
+    let committed = mutants.filter_map(generation).max()?;
+    (scenario.temper == Temper::Good).then(|| format!(" before record {}", committed - 1))
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! What the loop shows of itself: snapshots for the API, names for the log.
+//! What the loop shows of itself: snapshots for the API, and what a plan says.
 
-use bascule_core::{Action, Group, Observed, Offer, State, Step};
+use bascule_core::{Group, Observed, Offer, State};
 
 use super::Engine;
 use crate::clock;
@@ -68,48 +68,4 @@ pub(super) fn plan_steps(offer: &Offer, target: Group, device: &Device) -> Vec<S
     steps.push("reboot".to_owned());
     steps.push(format!("commit when health checks pass within {deadline} s, else go back"));
     steps
-}
-
-/// Name of a state for the log and for `systemctl status`.
-pub(super) fn state_name(state: &State) -> &'static str {
-    match state {
-        State::Idle => "idle",
-        State::Preparing { .. } => "preparing",
-        State::Prepared { .. } => "prepared",
-        State::Activating { .. } => "activating",
-        State::Activated { .. } => "activated",
-        State::RollingBack { .. } => "rolling-back",
-        State::Newer => "newer",
-    }
-}
-
-pub(super) fn step_name(step: &Step) -> &'static str {
-    match step {
-        Step::Preparing(_) => "preparing",
-        Step::NextAttempt => "next-attempt",
-        Step::Prepared => "prepared",
-        Step::Abandoned(_) => "abandoned",
-        Step::Activating => "activating",
-        Step::Activated => "activated",
-        Step::Committed => "committed",
-        Step::RollingBack(_) | Step::RollingBackInstalled => "rolling-back",
-        Step::RolledBack => "rolled-back",
-        Step::Stranded => "stranded",
-    }
-}
-
-pub(super) fn action_name(action: &Action) -> &'static str {
-    match action {
-        Action::Wait => "wait",
-        Action::Record(_) => "record",
-        Action::CheckOffer => "check-offer",
-        Action::Prepare => "prepare",
-        Action::MarkUnbootable => "mark-unbootable",
-        Action::Activate => "activate",
-        Action::MarkGood => "mark-good",
-        Action::RollBack => "roll-back",
-        Action::Reboot => "reboot",
-        Action::CheckHealth => "check-health",
-        Action::Refuse(_) => "refuse",
-    }
 }

@@ -245,6 +245,10 @@ impl HttpRead {
                     problem = Some(again);
                 }
             }
+            // What came along with the bytes that were dropped is the next piece.
+            if !self.rest.is_empty() {
+                return Ok(());
+            }
         }
     }
 
