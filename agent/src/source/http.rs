@@ -71,6 +71,10 @@ pub struct HttpRead {
     offset: u64,
     tag: Option<HeaderValue>,
     total: Option<u64>,
+    /// Whether the server has answered a range with a range; until then it is believed to.
+    ranges: bool,
+    /// Why there is no connection, where the attempt to make one was not the caller's business.
+    problem: Option<HttpError>,
     body: Option<Incoming>,
     rest: Bytes,
 }
@@ -89,6 +93,8 @@ impl HttpRead {
             offset: 0,
             tag: None,
             total: None,
+            ranges: true,
+            problem: None,
             body: None,
             rest: Bytes::new(),
         };
@@ -113,6 +119,7 @@ impl HttpRead {
             StatusCode::OK => {
                 let length = length_of(response.headers());
                 self.check_total(length)?;
+                self.ranges = false;
                 self.offset
             }
             status => return Err(HttpError::Status { url: self.url.clone(), status: status.as_u16() }),
@@ -195,6 +202,9 @@ impl HttpRead {
 
     /// The next piece of the body; `None` at its end.
     fn next_piece(&mut self) -> Result<Option<Bytes>, HttpError> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
         let runtime = self.opener.runtime.clone();
         loop {
             let Some(body) = self.body.as_mut() else { return Ok(None) };
@@ -324,13 +334,15 @@ impl BundleRead for HttpRead {
         if gap == 0 {
             return Ok(());
         }
-        if gap > DROP_LIMIT {
+        // A server without ranges would send everything again from the start.
+        if gap > DROP_LIMIT && self.ranges {
             self.body = None;
             self.offset = offset;
             // An error here is not the end: the next read resumes from the same place.
             return self.connect().or_else(|error| match error.disposition() {
                 Disposition::Retry => {
                     self.body = None;
+                    self.problem = Some(error);
                     Ok(())
                 }
                 _ => Err(io::Error::other(error)),
