@@ -181,7 +181,7 @@ impl Preparation {
         if bundle.manifest_digest() != self.deployment.manifest {
             return Err(PrepareError::OtherBundle);
         }
-        bundle.read_chunk_tables()?;
+        bundle.read_tables(&|_, _| false)?;
         let payloads = bundle.payloads().to_vec();
         let total = payloads.iter().fold(0u64, |sum, payload| sum.saturating_add(payload.size));
         let mut tally = Tally::new(self, total);

@@ -98,7 +98,7 @@ const FRAME_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// Accepts exactly one plain zstd frame that fills `raw`: no dictionary, no skippable frame, no legacy format, its
 /// content size stated and equal to `len`, its window within [`MAX_ZSTD_WINDOW_BYTES`]. RFC 8878, section 3.1.1.1.
-fn check_frame(raw: &[u8], len: u64) -> Result<(), &'static str> {
+pub(crate) fn check_frame(raw: &[u8], len: u64) -> Result<(), &'static str> {
     let (magic, rest) = raw.split_first_chunk::<4>().ok_or("its frame is cut off")?;
     if *magic != FRAME_MAGIC {
         return Err("it is not a plain zstd frame");

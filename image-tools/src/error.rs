@@ -87,6 +87,21 @@ pub enum BundleError {
         #[source]
         source: std::io::Error,
     },
+    /// The bundle holds no full data for a payload, and they are wanted.
+    #[error("the bundle holds no full data for payload {role:?}, only deltas")]
+    NoFullData {
+        /// The payload's role.
+        role: String,
+    },
+    /// The file with a payload's full data cannot be opened.
+    #[error("cannot open {name:?}, the full data beside the bundle")]
+    FullData {
+        /// The file's name.
+        name: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A caller's mistake: wrong order of calls or too small a buffer.
     #[error("the bundle reader was used wrongly: {0}")]
     Misuse(&'static str),
@@ -112,6 +127,8 @@ impl BundleError {
             BundleError::UnknownChunkKind { .. } => "bundle.unknown-chunk-kind",
             BundleError::ChunkMismatch { .. } => "bundle.chunk-mismatch",
             BundleError::Read { .. } => "bundle.read-failed",
+            BundleError::NoFullData { .. } => "bundle.no-full-data",
+            BundleError::FullData { .. } => "bundle.full-data-missing",
             BundleError::Misuse(_) => "bundle.reader-misused",
             BundleError::Trust(error) => error.code(),
         }
@@ -138,6 +155,13 @@ impl BundleError {
             }
             BundleError::ManifestInvalid(_) => "make the bundle again with `bascule-image bundle create`".into(),
             BundleError::Read { .. } => "check the disk, the link or the server that the bundle is read from".into(),
+            BundleError::NoFullData { .. } => {
+                "install a bundle with full data, or one whose deltas start from the running system".into()
+            }
+            BundleError::FullData { .. } => {
+                "publish the .blobs file in the folder of the bundle; a bundle with --full beside cannot be piped"
+                    .into()
+            }
             BundleError::Misuse(_) => "this is a fault in Bascule: please report it".into(),
             BundleError::Trust(error) => error.hint(),
         }
@@ -148,6 +172,7 @@ impl BundleError {
     pub fn disposition(&self) -> Disposition {
         match self {
             BundleError::Read { .. }
+            | BundleError::FullData { .. }
             | BundleError::Truncated { .. }
             | BundleError::ChunkMismatch { .. }
             | BundleError::TableInvalid { .. }
@@ -155,6 +180,7 @@ impl BundleError {
             BundleError::FormatTooNew { .. }
             | BundleError::ManifestInvalid(_)
             | BundleError::UnknownCritical(_)
+            | BundleError::NoFullData { .. }
             | BundleError::UnknownChunkKind { .. } => Disposition::GiveUp,
             BundleError::NotABundle(_)
             | BundleError::TrailingBytes { .. }

@@ -15,6 +15,8 @@ const ENTRY_BYTES: usize = 16;
 /// The fixed header: how long the two sections after it are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
+    /// The format's version: 1, or 2 where there are deltas, packed tables or full data outside of the bundle.
+    pub version: u16,
     /// Length of the metadata section in bytes.
     pub metadata: u64,
     /// Length of the manifest in bytes.
@@ -26,13 +28,8 @@ impl Header {
     #[must_use]
     pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
-        let parts: [&[u8]; 5] = [
-            &MAGIC,
-            &FORMAT_VERSION.to_le_bytes(),
-            &[0; 6],
-            &self.metadata.to_le_bytes(),
-            &self.manifest.to_le_bytes(),
-        ];
+        let parts: [&[u8]; 5] =
+            [&MAGIC, &self.version.to_le_bytes(), &[0; 6], &self.metadata.to_le_bytes(), &self.manifest.to_le_bytes()];
         let flat = parts.concat();
         for (place, byte) in bytes.iter_mut().zip(flat) {
             *place = byte;
@@ -57,8 +54,11 @@ impl Header {
         if version == 0 || rest.array::<6>()? != [0; 6] {
             return Err(BundleError::Framing("version 0, or a reserved field of the header is set"));
         }
-        let header =
-            Header { metadata: u64::from_le_bytes(rest.array()?), manifest: u64::from_le_bytes(rest.array()?) };
+        let header = Header {
+            version,
+            metadata: u64::from_le_bytes(rest.array()?),
+            manifest: u64::from_le_bytes(rest.array()?),
+        };
         within("a metadata section", header.metadata, MAX_METADATA_BYTES)?;
         within("a manifest", header.manifest, MAX_MANIFEST_BYTES)?;
         Ok(header)

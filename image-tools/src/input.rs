@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use crate::error::BundleError;
 
@@ -20,6 +21,57 @@ pub trait BundleRead: Read + Send {
     /// When the length should be known but cannot be found out.
     fn total_len(&self) -> io::Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// Opens the file `name` that lies beside the bundle.
+    ///
+    /// # Errors
+    /// When there is none, or nothing lies beside this kind of input.
+    fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
+        Err(io::Error::new(ErrorKind::Unsupported, format!("nothing lies beside this input, so {name:?} cannot")))
+    }
+}
+
+/// A bundle in a file whose place is known, so that what lies beside it is found.
+#[derive(Debug)]
+pub struct BundleFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl BundleFile {
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(BundleFile { file: File::open(path)?, path: path.to_owned() })
+    }
+
+    /// Takes a file that was opened already, from `path`.
+    #[must_use]
+    pub fn new(file: File, path: &Path) -> Self {
+        BundleFile { file, path: path.to_owned() }
+    }
+}
+
+impl Read for BundleFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl BundleRead for BundleFile {
+    fn skip_to(&mut self, offset: u64) -> io::Result<()> {
+        self.file.skip_to(offset)
+    }
+
+    fn total_len(&self) -> io::Result<Option<u64>> {
+        self.file.total_len()
+    }
+
+    fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
+        Ok(Box::new(BundleFile::open(&self.path.with_file_name(name))?))
     }
 }
 
@@ -77,6 +129,20 @@ const GROWTH_BYTES: u64 = 64 << 10;
 impl Input {
     pub(crate) fn new(reader: Box<dyn BundleRead>) -> Self {
         Input { reader, at: 0, wanted: 0 }
+    }
+
+    pub(crate) fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
+        self.reader.beside(name)
+    }
+
+    /// Replaces `into` by `length` bytes from byte `offset` on.
+    pub(crate) fn fetch(&mut self, into: &mut Vec<u8>, offset: u64, length: u32) -> Result<(), BundleError> {
+        into.resize(length as usize, 0);
+        if length > 0 {
+            self.wanted = offset;
+            self.fill(into)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn section(&mut self, length: u64) -> Result<Vec<u8>, BundleError> {

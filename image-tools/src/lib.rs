@@ -6,6 +6,7 @@
 //! | [`manifest`] | what the signed manifest says |
 //! | [`table`] | chunk tables |
 //! | [`decode`] | one chunk's output, proven |
+//! | [`delta`] | chunks made of what the device already has |
 //! | [`input`] | where its bytes come from |
 //! | [`read`] | a bundle read forwards in bounded memory |
 //! | [`trust`] | The Update Framework, pinned root, store of accepted metadata |
@@ -18,11 +19,13 @@
 
 mod blocking;
 pub mod decode;
+pub mod delta;
 pub mod disk;
 pub mod error;
 pub mod format;
 pub mod input;
 pub mod keys;
+mod layout;
 pub mod limits;
 pub mod manifest;
 pub mod read;
@@ -34,8 +37,9 @@ pub mod write;
 
 pub use bascule_core::Digest;
 pub use decode::Decoder;
+pub use delta::{DeltaChunk, DeltaTable, Patcher, Way};
 pub use error::BundleError;
-pub use input::{BundleRead, ForwardOnly};
+pub use input::{BundleFile, BundleRead, ForwardOnly};
 pub use jiff::Timestamp;
 pub use manifest::{Manifest, Payload};
 pub use read::{BundleReader, Opening};

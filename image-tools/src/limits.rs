@@ -3,8 +3,10 @@
 //! The daemon's memory promise is built on these numbers: what one bundle may make a reader hold at once is
 //! [`MAX_METADATA_BYTES`] (while trust is checked), [`MAX_MANIFEST_BYTES`], [`MAX_TABLES_BYTES`] and a few chunks.
 
-/// The format this code writes and the newest it reads.
-pub const FORMAT_VERSION: u16 = 1;
+/// The newest format this code reads, and writes where a bundle needs it.
+pub const FORMAT_VERSION: u16 = 2;
+/// The format of bundles without deltas, which every agent reads.
+pub const PLAIN_FORMAT_VERSION: u16 = 1;
 /// Most bytes of one chunk's output, and the default chunk size.
 pub const MAX_CHUNK_BYTES: u32 = 1 << 20;
 /// Fewest bytes of a chunk a writer may be asked for; a shorter last chunk is allowed.
@@ -42,3 +44,13 @@ pub const MAX_TABLES_BYTES: u64 = 8 << 20;
 pub const MAX_PAYLOAD_BYTES: u64 = 1 << 40;
 /// Most bytes of a `root.json` on disk, or of the store of accepted metadata.
 pub const MAX_STORE_BYTES: u64 = 4 << 20;
+/// The unit in bytes in which source ranges of a delta are counted.
+pub const BASE_BLOCK_BYTES: u64 = 4096;
+/// Most bytes that one chunk of a delta may read of the booted slot.
+pub const MAX_SOURCE_BYTES: u64 = 2 << 20;
+/// Most source ranges of one chunk: as many as blocks fit.
+pub const MAX_RANGES: u64 = MAX_SOURCE_BYTES / BASE_BLOCK_BYTES;
+/// Most bytes of a patch's control stream.
+pub const MAX_CONTROL_BYTES: u32 = 256 << 10;
+/// Most deltas of one payload: as many base images it can be installed over without the full data.
+pub const MAX_DELTAS: usize = 32;

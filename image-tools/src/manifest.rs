@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::BundleError;
 use crate::limits::{
-    MAX_LIST, MAX_MANIFEST_BYTES, MAX_NAME, MAX_PAYLOAD_BYTES, MAX_PAYLOADS, MAX_TABLES_BYTES, MAX_TEXT,
+    MAX_DELTAS, MAX_LIST, MAX_MANIFEST_BYTES, MAX_NAME, MAX_PAYLOAD_BYTES, MAX_PAYLOADS, MAX_TABLES_BYTES, MAX_TEXT,
 };
 use crate::strict_json;
 
@@ -44,25 +44,84 @@ pub struct Payload {
     /// SHA-256 of the whole image.
     pub sha256: Digest,
     /// Its chunk table.
-    pub chunk_table: ChunkTableRef,
-    /// Its blobs.
+    pub chunk_table: TableRef,
+    /// Its blobs: the full data.
     pub blobs: BlobsRef,
+    /// Ways to make the image of others that a device may run; their order is the order in the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deltas: Vec<DeltaRef>,
 }
 
-/// How long a chunk table is, and its digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChunkTableRef {
-    /// Length in bytes.
-    pub length: u64,
-    /// SHA-256 of the table.
+/// A way to make a payload's image of another image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaRef {
+    /// The other image.
+    pub base: BaseImage,
+    /// The delta's table.
+    pub table: TableRef,
+    /// Length of the delta's blobs in bytes.
+    pub blobs: u64,
+}
+
+/// The image that a delta is made against.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseImage {
+    /// The version whose image it is, where that is known: devices of other versions pass the delta over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// SHA-256 of it. Nothing is decided by it: what a device holds is found out by the digests in the table.
     pub sha256: Digest,
 }
 
-/// How long a payload's blobs are, together.
+/// Where a table ends, and what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableRef {
+    /// Length in bytes, as it is stored.
+    pub length: u64,
+    /// SHA-256 of what is stored.
+    pub sha256: Digest,
+    /// Length in bytes once it is unpacked, where it is stored as a zstd frame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpacked: Option<u64>,
+}
+
+impl TableRef {
+    /// How much memory the table takes once it is read.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.unpacked.unwrap_or(self.length)
+    }
+}
+
+/// How long a payload's full data are, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobsRef {
     /// Length in bytes.
     pub length: u64,
+    /// Where they are.
+    #[serde(default, skip_serializing_if = "BlobsPlace::is_inside")]
+    pub place: BlobsPlace,
+}
+
+/// Where a payload's full data are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlobsPlace {
+    /// In the bundle, behind the payload's deltas.
+    #[default]
+    Inside,
+    /// In a file of their own beside the bundle, see [`Manifest::full_data_name`].
+    Beside,
+    /// Nowhere: the bundle can only be installed over the bases of its deltas.
+    Absent,
+}
+
+impl BlobsPlace {
+    fn is_inside(&self) -> bool {
+        *self == BlobsPlace::Inside
+    }
 }
 
 /// The top-level keys this code knows, which `critical` may therefore name.
@@ -139,9 +198,17 @@ impl Manifest {
             crate::format::within("a payload", payload.size, MAX_PAYLOAD_BYTES)?;
             // A chunk is never stored longer than it is, so neither is a payload.
             crate::format::within("a payload's blobs", payload.blobs.length, payload.size)?;
-            tables = tables.saturating_add(payload.chunk_table.length);
+            check_table(&payload.chunk_table)?;
+            tables = tables.saturating_add(payload.chunk_table.memory());
+            check_deltas(payload)?;
         }
         crate::format::within("the chunk tables", tables, MAX_TABLES_BYTES)
+    }
+
+    /// The name of the file with a payload's full data, where they are beside the bundle.
+    #[must_use]
+    pub fn full_data_name(&self, role: &str) -> String {
+        format!("{}-{}.{role}.blobs", self.product, self.version)
     }
 
     /// The name under which the manifest is a signed target.
@@ -165,6 +232,28 @@ impl Manifest {
             payloads: payloads.map(|p| OfferedPayload { role: p.role.clone(), size: p.size }).collect(),
         }
     }
+}
+
+fn check_table(table: &TableRef) -> Result<(), BundleError> {
+    crate::format::within("a table", table.length, MAX_TABLES_BYTES)?;
+    crate::format::within("an unpacked table", table.memory(), MAX_TABLES_BYTES)
+}
+
+fn check_deltas(payload: &Payload) -> Result<(), BundleError> {
+    crate::format::within("the list of deltas", payload.deltas.len() as u64, MAX_DELTAS as u64)?;
+    if payload.deltas.is_empty() && payload.blobs.place == BlobsPlace::Absent {
+        let fault = format!("the payload {:?} has neither full data nor deltas", payload.role);
+        return Err(BundleError::ManifestInvalid(fault));
+    }
+    for delta in &payload.deltas {
+        if let Some(version) = &delta.base.version {
+            check_name("the version of a base", version)?;
+        }
+        check_table(&delta.table)?;
+        crate::format::within("a base image", delta.base.size, MAX_PAYLOAD_BYTES)?;
+        crate::format::within("a delta's blobs", delta.blobs, payload.size)?;
+    }
+    Ok(())
 }
 
 /// Accepts `[a-z0-9][a-z0-9._-]{0,63}` only: such a name is never a path out of a directory.

@@ -4,44 +4,51 @@ use bascule_core::{Digest, Offer};
 use jiff::Timestamp;
 
 use crate::decode::Decoder;
+use crate::delta::DeltaTable;
+use crate::delta::table::{DeltaChunk, DeltaCursor};
 use crate::error::BundleError;
 use crate::format::{HEADER_BYTES, Header, Metadata};
 use crate::input::{BundleRead, Input};
-use crate::manifest::{Manifest, Payload, sha256};
+use crate::layout::{Layout, Tables};
+use crate::manifest::{BlobsPlace, DeltaRef, Manifest, Payload};
 use crate::table::{Chunk, ChunkTable, Cursor};
 use crate::trust::{Accepted, TrustStore};
 
 /// A bundle whose manifest is trusted, read payload by payload and chunk by chunk.
 ///
-/// The order of calls is [`open`](Self::open), [`read_chunk_tables`](Self::read_chunk_tables), then for each payload
-/// that is wanted, in ascending order, [`begin_payload`](Self::begin_payload) and one call per chunk, and at the end
-/// [`finish`](Self::finish).
+/// The order of calls is [`open`](Self::open), [`read_tables`](Self::read_tables), then for each payload that is
+/// wanted, in ascending order, [`begin_delta`](Self::begin_delta) and one call per chunk of the delta, or
+/// [`begin_payload`](Self::begin_payload) and one call per chunk of the full data, or the first and then the second,
+/// and at the end [`finish`](Self::finish).
 pub struct BundleReader {
     input: Input,
+    /// The full data of the payload at hand, where they are beside the bundle.
+    beside: Option<Input>,
     manifest: Manifest,
     offer: Offer,
     accepted: Accepted,
     layout: Layout,
-    tables: Vec<ChunkTable>,
+    tables: Option<Vec<Tables>>,
     place: Option<Place>,
     decoder: Decoder,
     raw: Vec<u8>,
 }
 
-/// Where the parts of the file begin.
-#[derive(Debug)]
-struct Layout {
-    tables: u64,
-    /// Of each payload.
-    blobs: Vec<u64>,
-    end: u64,
-}
-
 /// Which chunk comes next.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    payload: usize,
-    cursor: Cursor,
+enum Place {
+    Delta { payload: usize, delta: usize, cursor: DeltaCursor },
+    Full { payload: usize, cursor: Cursor },
+}
+
+impl Place {
+    /// Places are gone to in this order: it is that of the file.
+    fn order(&self) -> (usize, usize) {
+        match self {
+            Place::Delta { payload, delta, .. } => (*payload, *delta),
+            Place::Full { payload, .. } => (*payload, usize::MAX),
+        }
+    }
 }
 
 impl std::fmt::Debug for BundleReader {
@@ -67,15 +74,16 @@ impl BundleReader {
         if manifest.target_name() != accepted.target_name() {
             return Err(BundleError::ManifestInvalid("it is signed under the name of another".into()));
         }
-        let layout = layout(&manifest, input.at)?;
+        let layout = Layout::new(&manifest, input.at)?;
         input.check_total(layout.end)?;
         Ok(BundleReader {
             offer: manifest.offer(accepted.manifest_digest()),
             input,
+            beside: None,
             manifest,
             accepted,
             layout,
-            tables: Vec::new(),
+            tables: None,
             place: None,
             decoder: Decoder::new(),
             raw: Vec::new(),
@@ -117,76 +125,123 @@ impl BundleReader {
         self.layout.end
     }
 
-    /// Reads and checks the chunk tables of all payloads. Once; later calls do nothing.
+    /// Reads and checks the chunk tables of all payloads, and the tables of those deltas that `wanted` says yes to. Once;
+    /// later calls do nothing. A delta whose table does not fit in memory with the others is passed over.
     ///
     /// # Errors
     /// When a table is cut off, is not the signed one or breaks a rule.
-    pub fn read_chunk_tables(&mut self) -> Result<(), BundleError> {
-        if !self.tables.is_empty() {
-            return Ok(());
+    pub fn read_tables(&mut self, wanted: &dyn Fn(&Payload, &DeltaRef) -> bool) -> Result<(), BundleError> {
+        if self.tables.is_none() {
+            self.input.wanted = self.layout.tables;
+            self.tables = Some(Tables::read(&self.manifest, &mut self.input, wanted)?);
         }
-        self.input.wanted = self.layout.tables;
-        let mut tables = Vec::new();
-        for payload in &self.manifest.payloads {
-            let bytes = self.input.section(payload.chunk_table.length)?;
-            if sha256(&bytes) != payload.chunk_table.sha256 {
-                let what = "its SHA-256 is not the signed one";
-                return Err(BundleError::TableInvalid { role: payload.role.clone(), what });
-            }
-            tables.push(ChunkTable::parse(bytes, &payload.role, payload.size, payload.blobs.length)?);
-        }
-        self.tables = tables;
         Ok(())
     }
 
-    /// The chunk table of payload `index`, after [`read_chunk_tables`](Self::read_chunk_tables).
+    /// The chunk table of payload `index`, after [`read_tables`](Self::read_tables).
     #[must_use]
     pub fn chunk_table(&self, index: usize) -> Option<&ChunkTable> {
-        self.tables.get(index)
+        Some(&self.tables.as_ref()?.get(index)?.full)
     }
 
-    /// Goes to the first chunk of payload `index`, reading the chunk tables if that was not done. Forward only.
+    /// The table of delta `delta` of payload `index`, if it was wanted when the tables were read.
+    #[must_use]
+    pub fn delta_table(&self, index: usize, delta: usize) -> Option<&DeltaTable> {
+        self.tables.as_ref()?.get(index)?.deltas.get(delta)?.as_ref()
+    }
+
+    /// Goes to the first chunk of delta `delta` of payload `index`. Forward only.
     ///
     /// # Errors
-    /// Those of [`read_chunk_tables`](Self::read_chunk_tables), or [`BundleError::Misuse`].
-    pub fn begin_payload(&mut self, index: usize) -> Result<(), BundleError> {
-        self.read_chunk_tables()?;
-        if index >= self.tables.len() || self.place.is_some_and(|place| place.payload >= index) {
-            return Err(BundleError::Misuse("payloads are read once, in order"));
+    /// [`BundleError::Misuse`] when its table was not read, or what follows it in the file was begun already.
+    pub fn begin_delta(&mut self, index: usize, delta: usize) -> Result<(), BundleError> {
+        if self.delta_table(index, delta).is_none() {
+            return Err(BundleError::Misuse("the table of this delta was not read"));
         }
-        self.place = Some(Place { payload: index, cursor: Cursor::default() });
+        self.go(Place::Delta { payload: index, delta, cursor: DeltaCursor::default() })
+    }
+
+    /// Goes to the first chunk of the full data of payload `index`, reading the chunk tables if that was not done.
+    /// Forward only.
+    ///
+    /// # Errors
+    /// Those of [`read_tables`](Self::read_tables), [`BundleError::NoFullData`], [`BundleError::FullData`], or
+    /// [`BundleError::Misuse`].
+    pub fn begin_payload(&mut self, index: usize) -> Result<(), BundleError> {
+        self.read_tables(&|_, _| false)?;
+        let payload = self.manifest.payloads.get(index).ok_or(BundleError::Misuse("there is no such payload"))?;
+        self.beside = match payload.blobs.place {
+            BlobsPlace::Inside => None,
+            BlobsPlace::Absent => return Err(BundleError::NoFullData { role: payload.role.clone() }),
+            BlobsPlace::Beside => {
+                let name = self.manifest.full_data_name(&payload.role);
+                let opened = self.input.beside(&name);
+                let input = Input::new(opened.map_err(|source| BundleError::FullData { name, source })?);
+                input.check_total(payload.blobs.length)?;
+                Some(input)
+            }
+        };
+        self.go(Place::Full { payload: index, cursor: Cursor::default() })
+    }
+
+    fn go(&mut self, place: Place) -> Result<(), BundleError> {
+        if self.place.is_some_and(|before| before.order() >= place.order()) {
+            return Err(BundleError::Misuse("the parts of a bundle are read once, in order"));
+        }
+        self.place = Some(place);
         Ok(())
     }
 
-    /// The next chunk without moving; `None` after the payload's last.
+    /// The next chunk of the full data without moving; `None` after the payload's last.
     #[must_use]
     pub fn peek_chunk(&self) -> Option<Chunk> {
-        let mut place = self.place?;
-        self.tables.get(place.payload)?.next(&mut place.cursor)
+        let Place::Full { payload, mut cursor } = self.place? else { return None };
+        self.chunk_table(payload)?.next(&mut cursor)
     }
 
-    /// Passes over the next chunk; its stored bytes are not fetched from an input that can skip.
+    /// Passes over the next chunk of the full data; its stored bytes are not fetched from an input that can skip.
     pub fn skip_chunk(&mut self) -> Option<Chunk> {
-        let place = self.place.as_mut()?;
-        self.tables.get(place.payload)?.next(&mut place.cursor)
+        let Place::Full { payload, mut cursor } = self.place? else { return None };
+        let chunk = self.chunk_table(payload)?.next(&mut cursor)?;
+        self.place = Some(Place::Full { payload, cursor });
+        Some(chunk)
     }
 
-    /// Reads the next chunk's stored bytes into `raw`, which is reused, and returns what [`Decoder::decode`] needs with
-    /// them. `None` after the payload's last.
+    /// Reads the stored bytes of the full data's next chunk into `raw`, which is reused, and returns what
+    /// [`Decoder::decode`] needs with them. `None` after the payload's last.
     ///
     /// # Errors
     /// [`BundleError::Truncated`] or [`BundleError::Read`].
     pub fn fetch_next(&mut self, raw: &mut Vec<u8>) -> Result<Option<Chunk>, BundleError> {
-        let (Some(chunk), Some(place)) = (self.skip_chunk(), self.place) else {
-            return Ok(None);
+        let Some(chunk) = self.skip_chunk() else { return Ok(None) };
+        let Some(Place::Full { payload, .. }) = self.place else { return Ok(None) };
+        let (input, blobs) = match &mut self.beside {
+            Some(beside) => (beside, 0),
+            None => (&mut self.input, self.layout.blobs(payload)),
         };
-        let blobs = self.layout.blobs.get(place.payload).copied().unwrap_or_default();
-        raw.resize(chunk.stored_len as usize, 0);
-        if chunk.stored_len > 0 {
-            self.input.wanted = blobs.saturating_add(chunk.stored_offset);
-            self.input.fill(raw)?;
-        }
+        input.fetch(raw, blobs.saturating_add(chunk.stored_offset), chunk.stored_len)?;
         Ok(Some(chunk))
+    }
+
+    /// Passes over the delta's next chunk; its stored bytes are not fetched from an input that can skip.
+    pub fn skip_delta_chunk(&mut self) -> Option<DeltaChunk> {
+        let Place::Delta { payload, delta, mut cursor } = self.place? else { return None };
+        let tables = self.tables.as_ref()?.get(payload)?;
+        let chunk = tables.deltas.get(delta)?.as_ref()?.next(&tables.full, &mut cursor)?;
+        self.place = Some(Place::Delta { payload, delta, cursor });
+        Some(chunk)
+    }
+
+    /// Reads the stored bytes of `chunk`, the last one that [`skip_delta_chunk`](Self::skip_delta_chunk) returned.
+    ///
+    /// # Errors
+    /// [`BundleError::Truncated`], [`BundleError::Read`] or [`BundleError::Misuse`].
+    pub fn fetch_delta(&mut self, chunk: &DeltaChunk, raw: &mut Vec<u8>) -> Result<(), BundleError> {
+        let Some(Place::Delta { payload, delta, .. }) = self.place else {
+            return Err(BundleError::Misuse("no delta was begun"));
+        };
+        let blobs = self.layout.delta(payload, delta);
+        self.input.fetch(raw, blobs.saturating_add(chunk.stored_offset), chunk.stored_len)
     }
 
     /// Reads, decodes and checks the next chunk into the head of `out`, which holds at least
@@ -250,20 +305,6 @@ impl Opening {
         let manifest = input.section(header.manifest)?;
         Ok(Opening { metadata, manifest })
     }
-}
-
-fn layout(manifest: &Manifest, tables: u64) -> Result<Layout, BundleError> {
-    let overflow = || BundleError::ManifestInvalid("the lengths overflow".into());
-    let mut end = tables;
-    for payload in &manifest.payloads {
-        end = end.checked_add(payload.chunk_table.length).ok_or_else(overflow)?;
-    }
-    let mut blobs = Vec::new();
-    for payload in &manifest.payloads {
-        blobs.push(end);
-        end = end.checked_add(payload.blobs.length).ok_or_else(overflow)?;
-    }
-    Ok(Layout { tables, blobs, end })
 }
 
 /// A reader may be handed to another thread, and a decoder may live on one.

@@ -1,4 +1,5 @@
-//! Makes a bundle: images cut into chunks and compressed on all cores, then signed, then put together in one file.
+//! Makes a bundle: images cut into chunks and compressed on all cores, deltas against older images, then signed, then
+//! put together in one file.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -8,15 +9,23 @@ use std::path::{Path, PathBuf};
 use bascule_core::Digest;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
 
 use crate::decode::zeroes_digest;
+use crate::delta::image::{DeltaSpec, Tally, encode_image};
+use crate::delta::index::BaseIndex;
 use crate::error::BundleError;
 use crate::format::Header;
 use crate::keys::{KeyDir, KeysError};
-use crate::limits::{FORMAT_VERSION, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES};
-use crate::manifest::{BlobsRef, ChunkTableRef, Manifest, Payload, sha256};
+use crate::limits::{FORMAT_VERSION, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, PLAIN_FORMAT_VERSION};
+use crate::manifest::{BaseImage, BlobsPlace, BlobsRef, DeltaRef, Manifest, Payload, TableRef, sha256};
 use crate::release::Release;
 use crate::table::{Chunk, ChunkKind};
+
+/// The zstd level of full images: every device with another system fetches them, and every release packs them anew.
+pub const DEFAULT_LEVEL: i32 = 9;
+/// The zstd level of deltas: they are small, and fetched by most devices.
+pub const DEFAULT_DELTA_LEVEL: i32 = 19;
 
 /// What a bundle is made of.
 #[derive(Debug, Clone)]
@@ -33,6 +42,39 @@ pub struct BundleSpec {
     pub now: Timestamp,
     /// When the signatures expire.
     pub expires: Timestamp,
+    /// Images that devices may run now: a delta is made against each.
+    pub bases: Vec<BaseSpec>,
+    /// The zstd level of the deltas.
+    pub delta_level: i32,
+    /// Where the full data go.
+    pub full: BlobsPlace,
+}
+
+/// An image that devices may run now.
+#[derive(Debug, Clone)]
+pub struct BaseSpec {
+    /// The slot role whose payload is made against it.
+    pub role: String,
+    /// The image.
+    pub image: PathBuf,
+    /// The version whose image it is; `None`: devices find out by looking.
+    pub version: Option<String>,
+}
+
+impl BundleSpec {
+    /// A bundle of full images, packed and cut as is usual, signed at `now` until `expires`.
+    #[must_use]
+    pub fn new(release: Release, payloads: Vec<(String, PathBuf)>, now: Timestamp, expires: Timestamp) -> Self {
+        let (bases, full) = (Vec::new(), BlobsPlace::Inside);
+        let (level, chunk_bytes, delta_level) = (DEFAULT_LEVEL, MAX_CHUNK_BYTES, DEFAULT_DELTA_LEVEL);
+        BundleSpec { release, payloads, level, chunk_bytes, now, expires, bases, delta_level, full }
+    }
+
+    /// What every agent reads, unless there is something in it that needs the newer format.
+    fn format(&self) -> u16 {
+        let plain = self.bases.is_empty() && self.full == BlobsPlace::Inside;
+        if plain { PLAIN_FORMAT_VERSION } else { FORMAT_VERSION }
+    }
 }
 
 /// What came out.
@@ -44,6 +86,8 @@ pub struct Summary {
     pub digest: Digest,
     /// Length of the bundle in bytes.
     pub bundle_bytes: u64,
+    /// What each delta makes the image of, in the order of the manifest.
+    pub deltas: Vec<Tally>,
 }
 
 /// Makes the bundle `output`, whole or not at all. `progress` is told how many bytes of the images are done.
@@ -59,15 +103,31 @@ pub fn create_bundle(
     if !(MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&spec.chunk_bytes) {
         return Err(WriteError::ChunkSize(spec.chunk_bytes));
     }
-    let directory = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = parent(output);
     let mut blobs = tempfile::tempfile_in(directory).map_err(at("making a temporary file in", directory))?;
-    let mut tables = Vec::new();
-    let mut payloads = Vec::new();
+    let (mut tables, mut payloads) = (Vec::new(), Vec::new());
+    let (mut beside, mut tallies) = (Vec::new(), Vec::new());
     for (role, image) in &spec.payloads {
-        let mut cutter = Cutter { spec, blobs: &mut blobs, done: 0, progress };
-        let (payload, table) = cutter.payload(role, image)?;
+        let mut delta_tables = Vec::new();
+        let mut deltas = Vec::new();
+        for base in spec.bases.iter().filter(|base| base.role == *role) {
+            let (delta, table, tally) = delta(spec, base, image, &mut blobs, progress)?;
+            deltas.push(delta);
+            delta_tables.extend(table);
+            tallies.push(tally);
+        }
+        let mut own = match spec.full {
+            BlobsPlace::Inside => None,
+            BlobsPlace::Beside | BlobsPlace::Absent => Some(partial(directory)?),
+        };
+        let full = own.as_mut().map_or(&mut blobs, |file| file.as_file_mut());
+        let mut cutter = Cutter { spec, blobs: full, done: 0, progress };
+        let (mut payload, table) = cutter.payload(role, image)?;
+        payload.deltas = deltas;
         payloads.push(payload);
         tables.extend(table);
+        tables.extend(delta_tables);
+        beside.extend(own);
     }
     let manifest = manifest(&spec.release, payloads);
     manifest.check().map_err(WriteError::Rule)?;
@@ -76,11 +136,36 @@ pub fn create_bundle(
         .map_err(WriteError::Rule)?;
     let metadata = keys.sign_manifest(&manifest.target_name(), &bytes, spec.now, spec.expires)?;
     let metadata = metadata.to_bytes().map_err(WriteError::Rule)?;
-    let header = Header { metadata: metadata.len() as u64, manifest: bytes.len() as u64 };
+    let header = Header { version: spec.format(), metadata: metadata.len() as u64, manifest: bytes.len() as u64 };
     let digest = sha256(&bytes);
     let head = [&header.to_bytes()[..], &metadata, &bytes, &tables].concat();
+    if spec.full == BlobsPlace::Beside {
+        for (payload, file) in manifest.payloads.iter().zip(beside) {
+            keep(file, &directory.join(manifest.full_data_name(&payload.role)))?;
+        }
+    }
     let bundle_bytes = put_together(&head, blobs, directory, output)?;
-    Ok(Summary { manifest, digest, bundle_bytes })
+    Ok(Summary { manifest, digest, bundle_bytes, deltas: tallies })
+}
+
+/// Makes the delta of `image` against one base: what the manifest says of it, its packed table, and what it is made of.
+fn delta(
+    spec: &BundleSpec,
+    base: &BaseSpec,
+    image: &Path,
+    blobs: &mut File,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(DeltaRef, Vec<u8>, Tally), WriteError> {
+    let index = BaseIndex::read(&base.image).map_err(at("reading", &base.image))?;
+    let failed = at("making the delta of", image);
+    let new = File::open(image).map_err(&failed)?;
+    let size = new.metadata().map_err(&failed)?.len();
+    let cut = DeltaSpec { chunk_bytes: spec.chunk_bytes, level: spec.delta_level };
+    let made = encode_image(&index, &new, size, cut, blobs, progress).map_err(&failed)?;
+    let (table, about) = crate::layout::pack(&made.table).map_err(&failed)?;
+    let base =
+        BaseImage { version: base.version.clone(), size: index.bytes().len() as u64, sha256: sha256(index.bytes()) };
+    Ok((DeltaRef { base, table: about, blobs: made.blobs }, table, made.tally))
 }
 
 fn manifest(release: &Release, payloads: Vec<Payload>) -> Manifest {
@@ -98,19 +183,35 @@ fn manifest(release: &Release, payloads: Vec<Payload>) -> Manifest {
 
 fn put_together(head: &[u8], mut blobs: File, directory: &Path, output: &Path) -> Result<u64, WriteError> {
     let failed = at("writing", output);
-    let mut whole = tempfile::Builder::new().prefix(".bundle-").tempfile_in(directory).map_err(&failed)?;
+    let mut whole = partial(directory)?;
     let mut write = || {
         whole.write_all(head)?;
         blobs.seek(SeekFrom::Start(0))?;
-        let copied = io::copy(&mut blobs, whole.as_file_mut())?;
-        whole.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        whole.as_file().sync_all()?;
-        Ok(copied)
+        io::copy(&mut blobs, whole.as_file_mut())
     };
-    let copied: u64 = write().map_err(&failed)?;
-    whole.persist(output).map_err(|error| failed(error.error))?;
-    File::open(directory).and_then(|d| d.sync_all()).map_err(&failed)?;
+    let copied = write().map_err(&failed)?;
+    keep(whole, output)?;
     Ok(copied.saturating_add(head.len() as u64))
+}
+
+/// A file that is gone again unless it is kept.
+fn partial(directory: &Path) -> Result<NamedTempFile, WriteError> {
+    let made = tempfile::Builder::new().prefix(".bundle-").tempfile_in(directory);
+    made.map_err(at("making a temporary file in", directory))
+}
+
+/// Gives a whole file its name, durably.
+fn keep(file: NamedTempFile, output: &Path) -> Result<(), WriteError> {
+    let failed = at("writing", output);
+    let open = file.as_file();
+    open.set_permissions(fs::Permissions::from_mode(0o644)).and_then(|()| open.sync_all()).map_err(&failed)?;
+    let kept = file.persist(output).map_err(|error| failed(error.error))?;
+    drop(kept);
+    File::open(parent(output)).and_then(|directory| directory.sync_all()).map_err(&failed)
+}
+
+fn parent(output: &Path) -> &Path {
+    output.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Cuts one image.
@@ -166,12 +267,19 @@ impl Cutter<'_> {
                 (self.progress)(u64::from(next.len));
             }
         }
+        let (table, about) = if self.spec.format() == PLAIN_FORMAT_VERSION {
+            let about = TableRef { length: table.len() as u64, sha256: sha256(&table), unpacked: None };
+            (table, about)
+        } else {
+            crate::layout::pack(&table).map_err(&failed)?
+        };
         let payload = Payload {
             role: role.to_owned(),
             size: next.offset,
             sha256: Digest(whole.finalize().into()),
-            chunk_table: ChunkTableRef { length: table.len() as u64, sha256: sha256(&table) },
-            blobs: BlobsRef { length: next.stored_offset },
+            chunk_table: about,
+            blobs: BlobsRef { length: next.stored_offset, place: self.spec.full },
+            deltas: Vec::new(),
         };
         Ok((payload, table))
     }
@@ -255,7 +363,7 @@ pub enum WriteError {
         source: io::Error,
     },
     /// The release or the images break a rule, so that no reader of format 1 would take the bundle.
-    #[error("no bundle of format {FORMAT_VERSION} can be made of this")]
+    #[error("no bundle can be made of this")]
     Rule(#[source] BundleError),
     /// It could not be signed.
     #[error(transparent)]

@@ -196,7 +196,7 @@ fn with_metadata(bundle: &[u8], edit: impl Fn(&mut Metadata)) -> Vec<u8> {
     let mut metadata = opening.metadata;
     edit(&mut metadata);
     let metadata = metadata.to_bytes().unwrap();
-    let header = Header { metadata: metadata.len() as u64, manifest: opening.manifest.len() as u64 };
+    let header = Header { version: 1, metadata: metadata.len() as u64, manifest: opening.manifest.len() as u64 };
     [&header.to_bytes()[..], &metadata, &bundle[before..]].concat()
 }
 

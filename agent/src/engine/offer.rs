@@ -99,7 +99,7 @@ impl Engine {
     fn open_bundle(&self, source: Source, fetched: Fetched) -> Result<BundleReader, Refused> {
         let opener = self.opener.with_cancel(Arc::new(AtomicBool::new(false)));
         let opened = BundleOpener::new(&self.device, opener).open(source, fetched);
-        let read = opened.and_then(|mut bundle| bundle.read_chunk_tables().map(|()| bundle).map_err(Into::into));
+        let read = opened.and_then(|mut bundle| bundle.read_tables(&|_, _| false).map(|()| bundle).map_err(Into::into));
         read.map_err(|error| {
             let mut error = error.failure().error;
             error.phase = Phase::Check;

@@ -100,6 +100,9 @@ impl Create {
             chunk_bytes: u32::try_from(self.chunk_size).unwrap_or(u32::MAX),
             now,
             expires: self.expires.from(now)?,
+            bases: Vec::new(),
+            delta_level: 19,
+            full: Default::default(),
         };
         let bar = show::progress(total, "compressing");
         let made = create_bundle(&spec, &KeyDir::open(self.keys), &self.output, &mut |bytes| bar.inc(bytes))?;

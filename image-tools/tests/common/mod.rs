@@ -61,14 +61,8 @@ impl House {
             std::fs::write(&path, image).unwrap();
             (role.to_owned(), path)
         });
-        BundleSpec {
-            release: release(order),
-            payloads: payloads.collect(),
-            level: 3,
-            chunk_bytes: 4096,
-            now: now(),
-            expires: years(2),
-        }
+        let plain = BundleSpec::new(release(order), payloads.collect(), now(), years(2));
+        BundleSpec { level: 3, chunk_bytes: 4096, ..plain }
     }
 
     pub(crate) fn open(&self, bundle: &[u8]) -> Result<BundleReader, BundleError> {

@@ -43,7 +43,7 @@ impl Signed {
             requires: Requires::default(),
         };
         let payloads = vec![("root".into(), image.to_owned())];
-        let spec = BundleSpec { release, payloads, level: LEVEL, chunk_bytes: MAX_CHUNK_BYTES, now, expires };
+        let spec = BundleSpec { level: LEVEL, ..BundleSpec::new(release, payloads, now, expires) };
         let file = folder.join("bundle.bascule");
         create_bundle(&spec, &keys, &file, &mut |_| ())?;
         Ok(Signed { file, root: folder.join("keys/root.json") })

@@ -138,14 +138,9 @@ impl Vendor {
         let bytes = image_bytes(spec.release.order, spec.size);
         fs::write(&image, &bytes)?;
         let now = Timestamp::now();
-        let bundle_spec = BundleSpec {
-            release: spec.release.clone(),
-            payloads: vec![("root".into(), image.clone())],
-            level: 3,
-            chunk_bytes: CHUNK_BYTES,
-            now,
-            expires: now.checked_add(jiff_seconds(2 * YEAR))?,
-        };
+        let payloads = vec![("root".into(), image.clone())];
+        let plain = BundleSpec::new(spec.release.clone(), payloads, now, now.checked_add(jiff_seconds(2 * YEAR))?);
+        let bundle_spec = BundleSpec { level: 3, chunk_bytes: CHUNK_BYTES, ..plain };
         let made = create_bundle(&bundle_spec, &self.keys, &bundle, &mut |_| ()).context("cannot make the bundle")?;
         let SystemSpec { release, temper, size } = spec;
         Ok(System { release, temper, size, sha256: sha256(&bytes), image, bundle, manifest: made.digest })

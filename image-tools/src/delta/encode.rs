@@ -1,0 +1,179 @@
+//! The encoder: one chunk of a new image as a record and stored bytes.
+
+#![allow(clippy::indexing_slicing, reason = "on the developer's host, over places that this module made itself")]
+
+use std::io;
+
+use super::align::{Piece, align};
+use super::index::{BaseIndex, is_zero};
+use super::patch::Operation;
+use super::table::{BaseRange, Way};
+use super::varint;
+use crate::limits::{BASE_BLOCK_BYTES, MAX_CONTROL_BYTES, MAX_RANGES, MAX_SOURCE_BYTES};
+use crate::manifest::sha256;
+
+/// One chunk, as it will be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// How its output is made.
+    pub way: Way,
+    /// What of the base is read.
+    pub source: Vec<BaseRange>,
+    /// What is stored; for [`Way::Raw`] nothing, because it is the output.
+    pub stored: Vec<u8>,
+}
+
+/// Encodes chunks one by one; each thread has its own.
+pub struct ChunkEncoder<'b> {
+    base: &'b BaseIndex,
+    compressor: zstd::bulk::Compressor<'static>,
+}
+
+impl<'b> ChunkEncoder<'b> {
+    /// Makes an encoder against `base` with a zstd level.
+    ///
+    /// # Errors
+    /// When zstd does not take the level.
+    pub fn new(base: &'b BaseIndex, level: i32) -> io::Result<Self> {
+        Ok(ChunkEncoder { base, compressor: zstd::bulk::Compressor::new(level)? })
+    }
+
+    /// Finds the smallest way to make `new`.
+    ///
+    /// # Errors
+    /// When zstd fails.
+    pub fn encode(&mut self, new: &[u8]) -> io::Result<Encoded> {
+        if is_zero(new) {
+            return Ok(Encoded { way: Way::Zeroes, source: Vec::new(), stored: Vec::new() });
+        }
+        let pieces = align(self.base, new);
+        if let Some(source) = whole_blocks(self.base, new, &pieces) {
+            return Ok(Encoded { way: Way::Copied, source, stored: Vec::new() });
+        }
+        let plain = self.compressor.compress(new)?;
+        let plain = if plain.len() < new.len() { (Way::Zstd, plain) } else { (Way::Raw, Vec::new()) };
+        let plain_len = if plain.0 == Way::Raw { new.len() } else { plain.1.len() };
+        if let Some(patched) = self.patch(new, pieces)?
+            && patched.stored.len() < plain_len
+        {
+            return Ok(patched);
+        }
+        Ok(Encoded { way: plain.0, source: Vec::new(), stored: plain.1 })
+    }
+
+    fn patch(&mut self, new: &[u8], mut pieces: Vec<Piece>) -> io::Result<Option<Encoded>> {
+        let mut shortest = 1;
+        while pieces.iter().any(|piece| piece.from.is_some()) {
+            let source = sources(&pieces, self.base.bytes().len() as u64);
+            let (control, differences, fresh) = streams(self.base.bytes(), new, &pieces, &source);
+            let total: u64 = source.iter().map(|range| range.len).sum();
+            let fits = total <= MAX_SOURCE_BYTES && source.len() as u64 <= MAX_RANGES;
+            if fits && control.len() <= MAX_CONTROL_BYTES as usize {
+                let stored = self.pack(&control, &differences, &fresh)?;
+                let digest = sha256(&read(self.base.bytes(), &source));
+                return Ok(Some(Encoded { way: Way::Patched { source: digest }, source, stored }));
+            }
+            shortest *= 2;
+            for piece in &mut pieces {
+                if piece.len < shortest {
+                    piece.from = None;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn pack(&mut self, control: &[u8], differences: &[u8], fresh: &[u8]) -> io::Result<Vec<u8>> {
+        let mut packed = |bytes: &[u8]| if bytes.is_empty() { Ok(Vec::new()) } else { self.compressor.compress(bytes) };
+        let (control, differences, fresh) = (packed(control)?, packed(differences)?, packed(fresh)?);
+        if std::env::var_os("SHOW").is_some() {
+            eprintln!("control {} differences {} new {}", control.len(), differences.len(), fresh.len());
+        }
+        let mut patch = Vec::new();
+        varint::push(&mut patch, control.len() as u64);
+        varint::push(&mut patch, differences.len() as u64);
+        for part in [control, differences, fresh] {
+            patch.extend(part);
+        }
+        Ok(patch)
+    }
+}
+
+/// The ranges to copy, where every piece is whole blocks of the base.
+fn whole_blocks(base: &BaseIndex, new: &[u8], pieces: &[Piece]) -> Option<Vec<BaseRange>> {
+    let size = base.bytes().len() as u64;
+    let mut at = 0;
+    let mut ranges = Vec::new();
+    for (number, piece) in pieces.iter().enumerate() {
+        let from = piece.from?;
+        let range = BaseRange { offset: from as u64, len: piece.len as u64 };
+        let whole = range.len.is_multiple_of(BASE_BLOCK_BYTES) || (range.end() == size && number + 1 == pieces.len());
+        let equal = base.bytes().get(from..from + piece.len)? == &new[at..at + piece.len];
+        if !range.offset.is_multiple_of(BASE_BLOCK_BYTES) || !whole || !equal {
+            return None;
+        }
+        at += piece.len;
+        ranges.push(range);
+    }
+    Some(ranges)
+}
+
+/// The blocks that the pieces are copied from, in ascending order, put together where they touch.
+fn sources(pieces: &[Piece], size: u64) -> Vec<BaseRange> {
+    let block = BASE_BLOCK_BYTES;
+    let spans = pieces.iter().filter_map(|piece| piece.from.map(|from| (from as u64, (from + piece.len) as u64)));
+    let mut spans: Vec<_> =
+        spans.map(|(from, to)| (from / block * block, to.next_multiple_of(block).min(size))).collect();
+    spans.sort_unstable();
+    let mut ranges: Vec<BaseRange> = Vec::new();
+    for (from, to) in spans {
+        match ranges.last_mut() {
+            Some(last) if from <= last.end() => last.len = to.max(last.end()) - last.offset,
+            _ => ranges.push(BaseRange { offset: from, len: to - from }),
+        }
+    }
+    ranges
+}
+
+/// The bytes of the ranges, one after the other.
+fn read(base: &[u8], ranges: &[BaseRange]) -> Vec<u8> {
+    let slices = ranges.iter().map(|range| &base[range.offset as usize..range.end() as usize]);
+    slices.collect::<Vec<_>>().concat()
+}
+
+/// Control stream, differences and new bytes.
+fn streams(base: &[u8], new: &[u8], pieces: &[Piece], source: &[BaseRange]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let mut starts = Vec::with_capacity(source.len());
+    let mut sum = 0u64;
+    for range in source {
+        starts.push(sum);
+        sum += range.len;
+    }
+    let place = |from: usize| {
+        let number = source.partition_point(|range| range.offset <= from as u64) - 1;
+        starts[number] + (from as u64 - source[number].offset)
+    };
+    let (mut control, mut differences, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+    let mut operation: Option<Operation> = None;
+    let (mut at, mut end) = (0, 0u64);
+    for piece in pieces {
+        let bytes = &new[at..at + piece.len];
+        at += piece.len;
+        let Some(from) = piece.from else {
+            operation.get_or_insert_default().new += piece.len as u64;
+            fresh.extend_from_slice(bytes);
+            continue;
+        };
+        if let Some(done) = operation.take() {
+            done.push_to(&mut control);
+        }
+        let start = place(from);
+        operation = Some(Operation { seek: start as i64 - end as i64, copy: piece.len as u64, new: 0 });
+        end = start + piece.len as u64;
+        differences.extend(bytes.iter().zip(&base[from..]).map(|(new, old)| new.wrapping_sub(*old)));
+    }
+    if let Some(done) = operation {
+        done.push_to(&mut control);
+    }
+    (control, differences, fresh)
+}

@@ -1,0 +1,143 @@
+//! The base image in memory with two indexes: equal blocks anywhere, and seeds of alignments at any byte.
+//!
+//! Memory is the image, 4 bytes per 4 bytes of it that are not in a block of zeroes, and at most 1 GiB of heads for
+//! images of 1 GiB and more: about 2.5 times the image.
+
+#![allow(clippy::indexing_slicing, reason = "on the developer's host, over places that this module made itself")]
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// The unit of the block index in bytes.
+pub(super) const BLOCK: usize = 4096;
+/// Length of a seed in bytes.
+pub(super) const SEED: usize = 12;
+/// A seed begins at every such place of the base.
+const STEP: usize = 4;
+/// How many places of one seed are looked at, the last ones first.
+const MAX_CHAIN: usize = 24;
+/// Stands for no place.
+const NONE: u32 = u32::MAX;
+
+/// A base image that new images are compared with.
+pub struct BaseIndex {
+    bytes: Vec<u8>,
+    /// From a block's hash to the first block that has it.
+    blocks: HashMap<u64, u32>,
+    /// From a seed's hash to the last sample that has it.
+    heads: Vec<u32>,
+    /// From a sample to the one before with the same hash. Samples of blocks of zeroes are left out.
+    earlier: Vec<u32>,
+    /// From a sample's number, in units of a block's samples, to its block.
+    block_of: Vec<u32>,
+}
+
+impl std::fmt::Debug for BaseIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BaseIndex").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+impl BaseIndex {
+    /// Reads and indexes an image.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is larger than 16 GiB.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        let mut file = File::open(path)?;
+        bytes.try_reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0)).map_err(io::Error::other)?;
+        file.read_to_end(&mut bytes)?;
+        Self::new(bytes)
+    }
+
+    /// Indexes an image.
+    ///
+    /// # Errors
+    /// When it is larger than 16 GiB.
+    pub fn new(bytes: Vec<u8>) -> io::Result<Self> {
+        if bytes.len() / STEP >= NONE as usize {
+            return Err(io::Error::other("a base image of 16 GiB or more cannot be indexed"));
+        }
+        let full = bytes.chunks(BLOCK).filter(|block| !is_zero(block)).count();
+        let bits = (full * BLOCK / STEP).next_power_of_two().ilog2().clamp(10, 28);
+        let mut index = BaseIndex {
+            blocks: HashMap::with_capacity(full),
+            heads: vec![NONE; 1 << bits],
+            earlier: Vec::with_capacity(full * BLOCK / STEP),
+            block_of: Vec::with_capacity(full),
+            bytes,
+        };
+        index.fill(bits);
+        Ok(index)
+    }
+
+    fn fill(&mut self, bits: u32) {
+        for (number, block) in self.bytes.chunks(BLOCK).enumerate() {
+            if is_zero(block) {
+                continue;
+            }
+            self.block_of.push(number as u32);
+            if block.len() == BLOCK {
+                self.blocks.entry(hash_block(block)).or_insert(number as u32);
+            }
+            for step in 0..BLOCK / STEP {
+                let sample = self.earlier.len() as u32;
+                self.earlier.push(NONE);
+                let place = number * BLOCK + step * STEP;
+                let Some(seed) = self.bytes.get(place..place + SEED) else { continue };
+                if seed.iter().all(|&byte| byte == seed[0]) {
+                    continue;
+                }
+                let head = &mut self.heads[slot(seed, bits)];
+                self.earlier[sample as usize] = *head;
+                *head = sample;
+            }
+        }
+    }
+
+    /// The image.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where a block of the base begins that equals `block`.
+    pub(super) fn equal_block(&self, block: &[u8]) -> Option<usize> {
+        let place = *self.blocks.get(&hash_block(block))? as usize * BLOCK;
+        (self.bytes.get(place..place + BLOCK)? == block).then_some(place)
+    }
+
+    /// Places of the base that begin with `seed`, a few of them.
+    pub(super) fn places<'i>(&'i self, seed: &'i [u8]) -> impl Iterator<Item = usize> + 'i {
+        let mut next = self.heads[slot(seed, self.heads.len().ilog2())];
+        let samples = BLOCK / STEP;
+        std::iter::from_fn(move || {
+            let sample = next as usize;
+            next = *self.earlier.get(sample)?;
+            Some(self.block_of[sample / samples] as usize * BLOCK + sample % samples * STEP)
+        })
+        .take(MAX_CHAIN)
+        .filter(move |&place| self.bytes.get(place..place + SEED) == Some(seed))
+    }
+}
+
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
+}
+
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn slot(seed: &[u8], bits: u32) -> usize {
+    let word = |from: usize| seed[from..from + 4].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+    let low = word(0) | word(4) << 32;
+    let hash = (low ^ word(8).wrapping_mul(MIX).rotate_left(29)).wrapping_mul(MIX);
+    ((hash ^ hash >> 32).wrapping_mul(MIX) >> (64 - bits)) as usize
+}
+
+fn hash_block(block: &[u8]) -> u64 {
+    let (words, _) = block.as_chunks::<8>();
+    words.iter().fold(0, |hash: u64, word| (hash ^ u64::from_le_bytes(*word)).wrapping_mul(MIX).rotate_left(31))
+}

@@ -1,0 +1,259 @@
+//! Delta tables: how each chunk of an image is made when the booted slot holds a known other image.
+//!
+//! A delta table has one record per chunk of the payload's own chunk table, in the same order, and makes the same
+//! outputs: length and SHA-256 of each are there. A record says only how.
+
+use bascule_core::Digest;
+
+use super::varint;
+use crate::error::BundleError;
+use crate::format::Fields;
+use crate::limits::{BASE_BLOCK_BYTES, MAX_RANGES, MAX_SOURCE_BYTES};
+use crate::table::{Chunk, ChunkTable, Cursor};
+
+/// How a chunk's output is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Only zero bytes.
+    Zeroes,
+    /// Stored as it is.
+    Raw,
+    /// Stored as one zstd frame.
+    Zstd,
+    /// The source ranges, one after the other; their SHA-256 is the output's.
+    Copied,
+    /// A stored patch against the source ranges.
+    Patched {
+        /// SHA-256 of the source ranges, one after the other.
+        source: Digest,
+    },
+}
+
+impl Way {
+    fn number(self) -> u8 {
+        match self {
+            Way::Zeroes => 0,
+            Way::Raw => 1,
+            Way::Zstd => 2,
+            Way::Copied => 3,
+            Way::Patched { .. } => 4,
+        }
+    }
+}
+
+/// A stretch of the base image: whole blocks of [`BASE_BLOCK_BYTES`], but for the image's last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BaseRange {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+impl BaseRange {
+    /// The byte behind it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.len)
+    }
+}
+
+/// One chunk of a delta.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeltaChunk {
+    /// What comes out, as the payload's chunk table has it.
+    pub output: Chunk,
+    /// How it is made.
+    pub way: Way,
+    /// Where the stored bytes begin, counted from the delta's first blob.
+    pub stored_offset: u64,
+    /// How many bytes are stored.
+    pub stored_len: u32,
+    /// What is read of the base image, at most [`MAX_SOURCE_BYTES`]; of a patch in ascending order.
+    pub source: Vec<BaseRange>,
+}
+
+impl DeltaChunk {
+    /// The SHA-256 that the source ranges must have, where there are any.
+    #[must_use]
+    pub fn source_digest(&self) -> Option<Digest> {
+        match self.way {
+            Way::Copied => Some(self.output.digest),
+            Way::Patched { source } => Some(source),
+            Way::Zeroes | Way::Raw | Way::Zstd => None,
+        }
+    }
+
+    /// Length of the source ranges together, in bytes.
+    #[must_use]
+    pub fn source_len(&self) -> u64 {
+        self.source.iter().fold(0, |sum, range| sum.saturating_add(range.len))
+    }
+}
+
+/// Appends a chunk's record to a table.
+pub(crate) fn push_record(table: &mut Vec<u8>, way: Way, stored_len: u64, source: &[BaseRange]) {
+    table.extend_from_slice(&[way.number(), NO_TRANSFORM]);
+    if matches!(way, Way::Zstd | Way::Patched { .. }) {
+        varint::push(table, stored_len);
+    }
+    if matches!(way, Way::Zeroes | Way::Raw | Way::Zstd) {
+        return;
+    }
+    varint::push(table, source.len() as u64);
+    let mut end = 0i64;
+    for range in source {
+        let first = (range.offset / BASE_BLOCK_BYTES) as i64;
+        let count = range.len.div_ceil(BASE_BLOCK_BYTES);
+        varint::push_signed(table, first.wrapping_sub(end));
+        varint::push(table, count);
+        end = first.wrapping_add(count as i64);
+    }
+    if let Way::Patched { source } = way {
+        table.extend_from_slice(&source.0);
+    }
+}
+
+/// The second byte of a record: the source is taken as it is.
+const NO_TRANSFORM: u8 = 0;
+
+/// A whole delta table, checked once against the chunk table it belongs to, then read record by record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeltaTable {
+    bytes: Vec<u8>,
+    base_size: u64,
+}
+
+impl DeltaTable {
+    /// Checks that there is one record for each chunk of `full`, that every source range lies within a base image of
+    /// `base_size` bytes, and that the stored bytes make up `blobs` bytes exactly.
+    ///
+    /// # Errors
+    /// [`BundleError::TableInvalid`] or [`BundleError::UnknownChunkKind`].
+    pub fn parse(
+        bytes: Vec<u8>,
+        role: &str,
+        base_size: u64,
+        blobs: u64,
+        full: &ChunkTable,
+    ) -> Result<Self, BundleError> {
+        let invalid = |what| BundleError::TableInvalid { role: role.to_owned(), what };
+        let table = DeltaTable { bytes, base_size };
+        let mut cursor = DeltaCursor::default();
+        let mut count = 0u64;
+        while let Some(step) = table.step(full, &mut cursor) {
+            step.map_err(|fault| match fault {
+                Fault::Rule(what) => invalid(what),
+                Fault::Kind(kind) => BundleError::UnknownChunkKind { role: role.to_owned(), index: count, kind },
+            })?;
+            count = count.saturating_add(1);
+        }
+        if count != full.count() || cursor.stored != blobs || cursor.at != table.bytes.len() {
+            return Err(invalid("the delta's chunks do not fill its blobs, or are not those of the image"));
+        }
+        Ok(table)
+    }
+
+    /// All chunks in order; `full` is the table it was checked against.
+    pub fn chunks<'t>(&'t self, full: &'t ChunkTable) -> impl Iterator<Item = DeltaChunk> + 't {
+        let mut cursor = DeltaCursor::default();
+        std::iter::from_fn(move || self.next(full, &mut cursor))
+    }
+
+    /// The chunk at `cursor`, which moves behind it; `None` at the end.
+    pub(crate) fn next(&self, full: &ChunkTable, cursor: &mut DeltaCursor) -> Option<DeltaChunk> {
+        self.step(full, cursor)?.ok()
+    }
+
+    fn step(&self, full: &ChunkTable, cursor: &mut DeltaCursor) -> Option<Result<DeltaChunk, Fault>> {
+        let output = full.next(&mut cursor.full)?;
+        let rest = self.bytes.get(cursor.at..).unwrap_or_default();
+        let mut fields = Fields(rest);
+        let read = self.record(&mut fields, output, cursor.stored);
+        cursor.at = self.bytes.len().saturating_sub(fields.0.len());
+        if let Ok(chunk) = &read {
+            cursor.stored = cursor.stored.saturating_add(u64::from(chunk.stored_len));
+        }
+        Some(read)
+    }
+
+    fn record(&self, fields: &mut Fields<'_>, output: Chunk, stored_offset: u64) -> Result<DeltaChunk, Fault> {
+        let [kind, transform] = fields.array::<2>().map_err(|_| Fault::Rule("the delta's records end early"))?;
+        if kind > 4 || transform != NO_TRANSFORM {
+            return Err(Fault::Kind(kind));
+        }
+        let stored_len = match kind {
+            1 => output.len,
+            2 | 4 => varint::take(fields).and_then(|len| u32::try_from(len).ok()).ok_or(CUT_OFF)?,
+            _ => 0,
+        };
+        if matches!(kind, 2 | 4) && (stored_len == 0 || stored_len >= output.len) {
+            return Err(Fault::Rule("a chunk's stored bytes are none, or no fewer than its output's"));
+        }
+        let source = if kind > 2 { self.ranges(fields, kind == 4)? } else { Vec::new() };
+        let way = match kind {
+            0 => Way::Zeroes,
+            1 => Way::Raw,
+            2 => Way::Zstd,
+            3 => Way::Copied,
+            _ => Way::Patched { source: Digest(fields.array().map_err(|_| CUT_OFF)?) },
+        };
+        let chunk = DeltaChunk { output, way, stored_offset, stored_len, source };
+        if way == Way::Copied && chunk.source_len() != u64::from(output.len) {
+            return Err(Fault::Rule("a copied chunk's source is not as long as the chunk"));
+        }
+        Ok(chunk)
+    }
+
+    fn ranges(&self, fields: &mut Fields<'_>, ascending: bool) -> Result<Vec<BaseRange>, Fault> {
+        let count = varint::take(fields).ok_or(CUT_OFF)?;
+        if count == 0 || count > MAX_RANGES {
+            return Err(Fault::Rule("a chunk has no source range, or more than the limit"));
+        }
+        let mut ranges: Vec<BaseRange> = Vec::new();
+        let (mut end, mut total) = (0u64, 0u64);
+        for _ in 0..count {
+            let gap = varint::take_signed(fields).ok_or(CUT_OFF)?;
+            let blocks = varint::take(fields).ok_or(CUT_OFF)?;
+            if ascending && gap < 0 {
+                return Err(Fault::Rule("a patch's source ranges are not in ascending order"));
+            }
+            let outside = Fault::Rule("a source range is empty or outside of the base image");
+            let range = end.checked_add_signed(gap).and_then(|first| self.range(first, blocks)).ok_or(outside)?;
+            if !ranges.is_empty() && total % BASE_BLOCK_BYTES != 0 {
+                return Err(Fault::Rule("a range follows the base image's last block"));
+            }
+            total = total.saturating_add(range.len);
+            if total > MAX_SOURCE_BYTES {
+                return Err(Fault::Rule("a chunk's source is longer than the limit"));
+            }
+            end = range.end().div_ceil(BASE_BLOCK_BYTES);
+            ranges.push(range);
+        }
+        Ok(ranges)
+    }
+
+    /// The bytes of `count` blocks from block `first` on, cut at the image's end; `None` where that is outside of it.
+    fn range(&self, first: u64, count: u64) -> Option<BaseRange> {
+        let offset = first.checked_mul(BASE_BLOCK_BYTES)?;
+        let end = first.checked_add(count)?.checked_mul(BASE_BLOCK_BYTES)?;
+        let whole = self.base_size.checked_next_multiple_of(BASE_BLOCK_BYTES)?;
+        let len = end.min(self.base_size).checked_sub(offset)?;
+        (len > 0 && end <= whole).then_some(BaseRange { offset, len })
+    }
+}
+
+const CUT_OFF: Fault = Fault::Rule("a record of the delta is cut off or a number in it too great");
+
+/// A place in a delta table and in the chunk table it belongs to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct DeltaCursor {
+    full: Cursor,
+    at: usize,
+    stored: u64,
+}
+
+enum Fault {
+    Rule(&'static str),
+    Kind(u8),
+}
