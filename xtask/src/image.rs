@@ -4,6 +4,7 @@ mod archive;
 mod base;
 mod cache;
 mod demo;
+pub(crate) mod pairs;
 mod shell;
 mod system;
 

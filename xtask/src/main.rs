@@ -57,8 +57,8 @@ const COMMANDS: [Command; 9] = [
     Command { name: "ci", arguments: "", about: "check, then test: what .ci/run runs", run: ci::run },
     Command {
         name: "bench",
-        arguments: "install",
-        about: "measure an install against dd and rauc",
+        arguments: "install [ROUNDS] | delta [OPTIONS] | apply [ROUNDS]",
+        about: "measure an install against dd and rauc, deltas against their peers, or installing by delta against dd",
         run: scenes::bench,
     },
 ];

@@ -27,6 +27,12 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
 /// Measures.
 pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
     setup::ensure_for_bench()?;
+    if matches!(arguments.first().map(String::as_str), Some("delta" | "apply")) {
+        setup::ensure()?;
+        cargo::build_programs()?;
+        println!("pairs: {}", image::pairs::ensure()?.display());
+        return run("bench", arguments);
+    }
     start("bench", arguments)
 }
 
@@ -42,6 +48,10 @@ pub(crate) fn prepare() -> Result<image::Images> {
 
 fn start(program: &str, arguments: &[String]) -> Result<ExitCode> {
     prepare()?;
+    run(program, arguments)
+}
+
+fn run(program: &str, arguments: &[String]) -> Result<ExitCode> {
     // Run as built: another build with `cargo run` would unite other features, and compile much of it again.
     let mut command = Command::new(cargo::programs()?.join(program));
     let status = cargo::run(command.args(arguments).current_dir(cargo::workspace()))?;

@@ -46,11 +46,18 @@ const PACKAGES: [Package; 17] = [
 ];
 
 /// What only `cargo xtask bench` needs.
-const FOR_BENCH: [Package; 4] = [
+const FOR_BENCH: [Package; 11] = [
     package("rauc", "rauc", "what an install is measured against"),
-    package("squashfs-tools", "mksquashfs", "rauc makes its bundles with it"),
+    package("squashfs-tools", "mksquashfs", "rauc makes its bundles with it; one format that deltas are made of"),
     package("openssl", "openssl", "makes the keys that rauc signs with"),
     package("dbus", "dbus-daemon", "rauc talks to itself over it"),
+    package("erofs-utils", "mkfs.erofs", "another format that deltas are made of"),
+    package("zstd", "zstd", "what a delta is measured against: a compressed image, and --patch-from"),
+    package("xdelta3", "xdelta3", "what a delta is measured against"),
+    package("bsdiff", "bsdiff", "what a delta is measured against"),
+    package("casync", "casync", "what a delta is measured against"),
+    package("rdiff", "rdiff", "what a delta is measured against"),
+    package("zchunk", "zck", "what a delta is measured against"),
 ];
 
 /// What root can do without.

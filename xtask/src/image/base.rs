@@ -95,12 +95,12 @@ pub(super) fn ensure(directory: &Path) -> Result<(PathBuf, Key)> {
 fn build(tree: &Path) -> Result<()> {
     let sources = archive::lines()?;
     if shell::is_root() {
-        let mut command = mmdebstrap("root");
+        let mut command = with_hooks("directory");
         command.arg(SUITE).arg(tree).args(&sources);
         return shell::run(&mut command);
     }
     std::fs::create_dir(tree)?;
-    let mut command = mmdebstrap("unshare");
+    let mut command = with_hooks("tar");
     let mut maker = command.arg(SUITE).arg("-").args(&sources).stdout(Stdio::piped()).spawn()?;
     let archive = maker.stdout.take().context("mmdebstrap has no output")?;
     let mut unpack = shell::tree_command("tar");
@@ -110,20 +110,27 @@ fn build(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn mmdebstrap(mode: &str) -> Command {
+fn with_hooks(format: &str) -> Command {
+    let mut command = mmdebstrap("essential", &PACKAGES, &LEFT_OUT);
+    command.arg(format!("--format={format}"));
+    command.env("MODULES", MODULES).env("ADD_KERNEL", ADD_KERNEL).env("TRIM", TRIM);
+    command.args(["--customize-hook=set -eu; eval \"$ADD_KERNEL\"", "--customize-hook=set -eu; eval \"$TRIM\""]);
+    command
+}
+
+/// A command that makes a Debian system of these packages, as root or without.
+pub(super) fn mmdebstrap(variant: &str, packages: &[&str], left_out: &[&str]) -> Command {
     let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", "--variant=essential", "--architectures=amd64", "--format"]);
-    command.arg(if mode == "root" { "directory" } else { "tar" });
-    command.arg(format!("--mode={mode}")).arg(format!("--include={}", PACKAGES.join(",")));
+    command.args(["--quiet", "--architectures=amd64"]).arg(format!("--variant={variant}"));
+    command.arg(if shell::is_root() { "--mode=root" } else { "--mode=unshare" });
+    command.arg(format!("--include={}", packages.join(",")));
     command.arg("--aptopt=APT::Install-Recommends false").arg("--aptopt=Acquire::Languages \"none\"");
     if let Some(proxy) = proxy() {
         command.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
     }
-    for path in LEFT_OUT {
+    for path in left_out {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
     }
-    command.env("MODULES", MODULES).env("ADD_KERNEL", ADD_KERNEL).env("TRIM", TRIM);
-    command.args(["--customize-hook=set -eu; eval \"$ADD_KERNEL\"", "--customize-hook=set -eu; eval \"$TRIM\""]);
     command
 }
 
