@@ -37,7 +37,7 @@ pub mod write;
 
 pub use bascule_core::Digest;
 pub use decode::Decoder;
-pub use delta::{DeltaChunk, DeltaTable, Patcher, Way};
+pub use delta::{ChunkMaker, DeltaChunk, DeltaTable, Patcher, Way, source_matches};
 pub use error::BundleError;
 pub use input::{BundleFile, BundleRead, ForwardOnly};
 pub use jiff::Timestamp;

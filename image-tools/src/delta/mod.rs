@@ -13,8 +13,10 @@
 //! |---|---|
 //! | [`table`] | delta tables: one record per chunk |
 //! | [`patch`] | a chunk as differences to its source: the decoder |
+//! | [`apply`] | one chunk's output, made and proven |
 
 mod align;
+pub mod apply;
 pub mod encode;
 pub mod image;
 pub mod index;
@@ -22,5 +24,6 @@ pub mod patch;
 pub mod table;
 mod varint;
 
+pub use apply::{ChunkMaker, source_matches};
 pub use patch::Patcher;
 pub use table::{BaseRange, DeltaChunk, DeltaTable, Way};
