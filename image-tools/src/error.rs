@@ -12,7 +12,7 @@ pub enum BundleError {
     #[error("the input is not a bundle: its first bytes are {0}")]
     NotABundle(String),
     /// The input ended before the bundle did.
-    #[error("the bundle ends at byte {at}, {missing} bytes too early")]
+    #[error("the input ends at byte {at}, {missing} bytes too early")]
     Truncated {
         /// How many bytes the input had.
         at: u64,
@@ -20,7 +20,7 @@ pub enum BundleError {
         missing: u64,
     },
     /// Bytes follow the last blob.
-    #[error("the bundle should end at byte {at}, and more follows")]
+    #[error("the input should end at byte {at}, and more follows")]
     TrailingBytes {
         /// Where the bundle ends by its own manifest.
         at: u64,

@@ -28,6 +28,7 @@ pub mod keys;
 mod layout;
 pub mod limits;
 pub mod manifest;
+mod output;
 pub mod read;
 pub mod release;
 mod strict_json;
@@ -37,7 +38,7 @@ pub mod write;
 
 pub use bascule_core::Digest;
 pub use decode::Decoder;
-pub use delta::{ChunkMaker, DeltaChunk, DeltaTable, Patcher, Way, source_matches};
+pub use delta::{ChunkMaker, DeltaChunk, DeltaError, DeltaFile, DeltaTable, Patcher, Way, source_matches};
 pub use error::BundleError;
 pub use input::{BundleFile, BundleRead, ForwardOnly};
 pub use jiff::Timestamp;

@@ -54,3 +54,7 @@ pub const MAX_RANGES: u64 = MAX_SOURCE_BYTES / BASE_BLOCK_BYTES;
 pub const MAX_CONTROL_BYTES: u32 = 256 << 10;
 /// Most deltas of one payload: as many base images it can be installed over without the full data.
 pub const MAX_DELTAS: usize = 32;
+/// The newest format of delta files this code reads, and the one it writes.
+pub const DELTA_FILE_VERSION: u16 = 1;
+/// Most bytes of a delta file's head.
+pub const MAX_DELTA_HEAD_BYTES: u64 = 4 << 10;

@@ -1,17 +1,16 @@
 //! Makes a bundle: images cut into chunks and compressed on all cores, deltas against older images, then signed, then
 //! put together in one file.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bascule_core::Digest;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use tempfile::NamedTempFile;
 
 use crate::decode::zeroes_digest;
+use crate::delta::file::check_chunk_bytes;
 use crate::delta::image::{DeltaSpec, Tally, encode_image};
 use crate::delta::index::BaseIndex;
 use crate::error::BundleError;
@@ -19,6 +18,7 @@ use crate::format::Header;
 use crate::keys::{KeyDir, KeysError};
 use crate::limits::{FORMAT_VERSION, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, PLAIN_FORMAT_VERSION};
 use crate::manifest::{BaseImage, BlobsPlace, BlobsRef, DeltaRef, Manifest, Payload, TableRef, sha256};
+use crate::output::{Output, directory};
 use crate::release::Release;
 use crate::table::{Chunk, ChunkKind};
 
@@ -100,10 +100,8 @@ pub fn create_bundle(
     output: &Path,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Summary, WriteError> {
-    if !(MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&spec.chunk_bytes) {
-        return Err(WriteError::ChunkSize(spec.chunk_bytes));
-    }
-    let directory = parent(output);
+    check_chunk_bytes(spec.chunk_bytes).map_err(|_| WriteError::ChunkSize(spec.chunk_bytes))?;
+    let directory = directory(output);
     let mut blobs = tempfile::tempfile_in(directory).map_err(at("making a temporary file in", directory))?;
     let (mut tables, mut payloads) = (Vec::new(), Vec::new());
     let (mut beside, mut tallies) = (Vec::new(), Vec::new());
@@ -118,9 +116,9 @@ pub fn create_bundle(
         }
         let mut own = match spec.full {
             BlobsPlace::Inside => None,
-            BlobsPlace::Beside | BlobsPlace::Absent => Some(partial(directory)?),
+            BlobsPlace::Beside | BlobsPlace::Absent => Some(begin(output)?),
         };
-        let full = own.as_mut().map_or(&mut blobs, |file| file.as_file_mut());
+        let full = own.as_mut().map_or(&mut blobs, Output::file);
         let mut cutter = Cutter { spec, blobs: full, done: 0, progress };
         let (mut payload, table) = cutter.payload(role, image)?;
         payload.deltas = deltas;
@@ -141,10 +139,11 @@ pub fn create_bundle(
     let head = [&header.to_bytes()[..], &metadata, &bytes, &tables].concat();
     if spec.full == BlobsPlace::Beside {
         for (payload, file) in manifest.payloads.iter().zip(beside) {
-            keep(file, &directory.join(manifest.full_data_name(&payload.role)))?;
+            let path = directory.join(manifest.full_data_name(&payload.role));
+            file.keep_as(&path).map_err(at("writing", &path))?;
         }
     }
-    let bundle_bytes = put_together(&head, blobs, directory, output)?;
+    let bundle_bytes = put_together(&head, blobs, output).map_err(at("writing", output))?;
     Ok(Summary { manifest, digest, bundle_bytes, deltas: tallies })
 }
 
@@ -160,7 +159,7 @@ fn delta(
     let failed = at("making the delta of", image);
     let new = File::open(image).map_err(&failed)?;
     let size = new.metadata().map_err(&failed)?.len();
-    let cut = DeltaSpec { chunk_bytes: spec.chunk_bytes, level: spec.delta_level };
+    let cut = DeltaSpec::new(spec.chunk_bytes, spec.delta_level);
     let made = encode_image(&index, &new, size, cut, blobs, progress).map_err(&failed)?;
     let (table, about) = crate::layout::pack(&made.table).map_err(&failed)?;
     let base =
@@ -181,37 +180,17 @@ fn manifest(release: &Release, payloads: Vec<Payload>) -> Manifest {
     }
 }
 
-fn put_together(head: &[u8], mut blobs: File, directory: &Path, output: &Path) -> Result<u64, WriteError> {
-    let failed = at("writing", output);
-    let mut whole = partial(directory)?;
-    let mut write = || {
-        whole.write_all(head)?;
-        blobs.seek(SeekFrom::Start(0))?;
-        io::copy(&mut blobs, whole.as_file_mut())
-    };
-    let copied = write().map_err(&failed)?;
-    keep(whole, output)?;
+fn put_together(head: &[u8], mut blobs: File, output: &Path) -> io::Result<u64> {
+    let mut whole = Output::begin(output)?;
+    whole.file().write_all(head)?;
+    blobs.seek(SeekFrom::Start(0))?;
+    let copied = io::copy(&mut blobs, whole.file())?;
+    whole.keep()?;
     Ok(copied.saturating_add(head.len() as u64))
 }
 
-/// A file that is gone again unless it is kept.
-fn partial(directory: &Path) -> Result<NamedTempFile, WriteError> {
-    let made = tempfile::Builder::new().prefix(".bundle-").tempfile_in(directory);
-    made.map_err(at("making a temporary file in", directory))
-}
-
-/// Gives a whole file its name, durably.
-fn keep(file: NamedTempFile, output: &Path) -> Result<(), WriteError> {
-    let failed = at("writing", output);
-    let open = file.as_file();
-    open.set_permissions(fs::Permissions::from_mode(0o644)).and_then(|()| open.sync_all()).map_err(&failed)?;
-    let kept = file.persist(output).map_err(|error| failed(error.error))?;
-    drop(kept);
-    File::open(parent(output)).and_then(|directory| directory.sync_all()).map_err(&failed)
-}
-
-fn parent(output: &Path) -> &Path {
-    output.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+fn begin(output: &Path) -> Result<Output, WriteError> {
+    Output::begin(output).map_err(at("making a temporary file for", output))
 }
 
 /// Cuts one image.
@@ -349,7 +328,7 @@ fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> WriteError + use
 #[non_exhaustive]
 pub enum WriteError {
     /// The chunk size is out of bounds.
-    #[error("a chunk size of {0} is not within {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES} bytes")]
+    #[error("a chunk size of {0} is not a multiple of {MIN_CHUNK_BYTES} up to {MAX_CHUNK_BYTES} bytes")]
     ChunkSize(u32),
     /// A file cannot be read or written.
     #[error("{what} {path:?} failed")]

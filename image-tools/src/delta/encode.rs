@@ -86,9 +86,6 @@ impl<'b> ChunkEncoder<'b> {
     fn pack(&mut self, control: &[u8], differences: &[u8], fresh: &[u8]) -> io::Result<Vec<u8>> {
         let mut packed = |bytes: &[u8]| if bytes.is_empty() { Ok(Vec::new()) } else { self.compressor.compress(bytes) };
         let (control, differences, fresh) = (packed(control)?, packed(differences)?, packed(fresh)?);
-        if std::env::var_os("SHOW").is_some() {
-            eprintln!("control {} differences {} new {}", control.len(), differences.len(), fresh.len());
-        }
         let mut patch = Vec::new();
         varint::push(&mut patch, control.len() as u64);
         varint::push(&mut patch, differences.len() as u64);

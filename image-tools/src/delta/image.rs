@@ -19,6 +19,16 @@ pub struct DeltaSpec {
     pub chunk_bytes: u32,
     /// The zstd level.
     pub level: i32,
+    /// How many threads work; nothing of the result depends on it.
+    pub workers: usize,
+}
+
+impl DeltaSpec {
+    /// On all cores.
+    #[must_use]
+    pub fn new(chunk_bytes: u32, level: i32) -> Self {
+        DeltaSpec { chunk_bytes, level, workers: std::thread::available_parallelism().map_or(1, usize::from) }
+    }
 }
 
 /// A delta without its blobs.
@@ -81,7 +91,7 @@ pub fn encode_image(
         let end = size.min(start.saturating_add(chunk.saturating_mul(BATCH as u64)));
         let offsets = (start..end).step_by(spec.chunk_bytes as usize);
         let places = offsets.map(|offset| (offset, chunk.min(size - offset) as usize)).collect();
-        for (output, encoded) in encode_batch(base, new, places, spec.level)? {
+        for (output, encoded) in encode_batch(base, new, places, spec)? {
             let stored = if encoded.way == Way::Raw { &output } else { &encoded.stored };
             blobs.write_all(stored)?;
             push_record(&mut made.table, encoded.way, stored.len() as u64, &encoded.source);
@@ -98,13 +108,12 @@ pub fn encode_image(
 type Made = (Vec<u8>, Encoded);
 
 /// Every worker takes the next chunk as soon as it is free: chunks differ a hundredfold in the work they are.
-fn encode_batch(base: &BaseIndex, new: &File, places: Vec<(u64, usize)>, level: i32) -> io::Result<Vec<Made>> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+fn encode_batch(base: &BaseIndex, new: &File, places: Vec<(u64, usize)>, spec: DeltaSpec) -> io::Result<Vec<Made>> {
     let work = Mutex::new(places.into_iter().enumerate());
     let next = || work.lock().ok().and_then(|mut work| work.next());
     let mut made = std::thread::scope(|scope| {
         let worker = || {
-            let mut encoder = ChunkEncoder::new(base, level)?;
+            let mut encoder = ChunkEncoder::new(base, spec.level)?;
             let mut made = Vec::new();
             while let Some((number, (offset, len))) = next() {
                 let mut output = vec![0; len];
@@ -114,7 +123,7 @@ fn encode_batch(base: &BaseIndex, new: &File, places: Vec<(u64, usize)>, level: 
             }
             Ok(made)
         };
-        let tasks: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        let tasks: Vec<_> = (0..spec.workers.max(1)).map(|_| scope.spawn(worker)).collect();
         let mut made = Vec::new();
         for task in tasks {
             made.extend(task.join().unwrap_or_else(|_| Err(io::Error::other("an encoding thread ended")))?);

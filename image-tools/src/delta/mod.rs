@@ -14,16 +14,27 @@
 //! | [`table`] | delta tables: one record per chunk |
 //! | [`patch`] | a chunk as differences to its source: the decoder |
 //! | [`apply`] | one chunk's output, made and proven |
+//! | [`encode`] | one chunk of a new image as a record and stored bytes: the encoder |
+//! | [`image`] | a whole image against a base, on all cores |
+//! | [`index`] | the base in memory |
+//! | [`file`](mod@file) | a delta on its own, not signed |
+//! | [`whole`] | makes and applies delta files |
+//! | [`error`] | why one could not be made or applied |
 
 mod align;
 pub mod apply;
 pub mod encode;
+pub mod error;
+pub mod file;
 pub mod image;
 pub mod index;
 pub mod patch;
 pub mod table;
 mod varint;
+pub mod whole;
 
 pub use apply::{ChunkMaker, source_matches};
+pub use error::DeltaError;
+pub use file::DeltaFile;
 pub use patch::Patcher;
 pub use table::{BaseRange, DeltaChunk, DeltaTable, Way};
