@@ -1,16 +1,17 @@
 //! The commands of `bascule-image`.
 
 mod bundle;
+mod delta;
 mod disk;
 mod keys;
 mod show;
 mod value;
 
 use bascule_image::disk::DiskError;
-use bascule_image::{BundleError, TrustError};
+use bascule_image::{BundleError, DeltaError, TrustError};
 use clap::{Parser, Subcommand};
 
-/// Makes and checks what Bascule installs: signing keys, bundles, root images, A/B disk images.
+/// Makes and checks what Bascule installs: signing keys, bundles, deltas, root images, A/B disk images.
 #[derive(Debug, Parser)]
 #[command(name = "bascule-image", version)]
 pub(crate) struct Command {
@@ -26,6 +27,10 @@ enum Subject {
     /// Make, show and check bundles.
     #[command(subcommand)]
     Bundle(bundle::Bundle),
+    /// Make the delta between two images: what turns OLD into NEW.
+    Delta(delta::Create),
+    /// Make the new image of the old one and a delta.
+    Apply(delta::Apply),
     /// Make A/B disk images.
     #[command(subcommand)]
     Disk(disk::Disk),
@@ -39,6 +44,8 @@ impl Command {
         match self.subject {
             Subject::Keys(command) => command.run(),
             Subject::Bundle(command) => command.run(),
+            Subject::Delta(command) => command.run(),
+            Subject::Apply(command) => command.run(),
             Subject::Disk(command) => command.run(),
             Subject::Image(command) => command.run(),
         }
@@ -64,6 +71,9 @@ pub(crate) fn report(error: &anyhow::Error) {
 
 fn advice_of(cause: &(dyn std::error::Error + 'static)) -> Option<(&'static str, String)> {
     if let Some(error) = cause.downcast_ref::<BundleError>() {
+        return Some((error.code(), error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<DeltaError>() {
         return Some((error.code(), error.hint()));
     }
     if let Some(error) = cause.downcast_ref::<TrustError>() {

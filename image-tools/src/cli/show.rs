@@ -18,6 +18,12 @@ pub(crate) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
+/// A part of a whole for people, as `12.3 %`.
+pub(crate) fn share(part: u64, whole: u64) -> String {
+    let whole = whole.max(1) as f64;
+    format!("{:.1} %", part as f64 * 100.0 / whole)
+}
+
 /// A progress bar on standard error, invisible where that is no terminal.
 pub(crate) fn progress(total: u64, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(total);
