@@ -10,6 +10,7 @@
 //! `docs/performance.md` says what is measured and how, and keeps the last figures.
 
 mod dd;
+mod delta;
 mod ours;
 mod process;
 mod rauc;
@@ -22,6 +23,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bascule_core::Digest;
+
+pub use delta::{Options, delta};
 
 use crate::Images;
 use process::Usage;

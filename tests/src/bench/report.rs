@@ -27,27 +27,27 @@ pub(super) fn text(figures: &Figures) -> String {
 }
 
 fn write_machine(text: &mut String, figures: &Figures) -> std::fmt::Result {
-    let line = |name: &str, args: &[&str]| first_line(Command::new(name).args(args));
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_matches(['\t', ':', ' ']);
-    let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
-    writeln!(text, "- date: {}", line("date", &["-u", "+%Y-%m-%d %H:%M UTC"]))?;
-    writeln!(text, "- machine: {cores} cores, {model}, Linux {}", line("uname", &["-r"]))?;
-    writeln!(
-        text,
-        "- load averages at the start: {}; at the end, our own work included: {}",
-        figures.load.0, figures.load.1
-    )?;
+    write_date_and_machine(text, &figures.load)?;
     let rauc = figures.rauc.as_deref().map_or_else(|error| format!("rauc not measured: {error}"), str::to_owned);
-    writeln!(text, "- bascule {}, {rauc}, {}", env!("CARGO_PKG_VERSION"), line("dd", &["--version"]))?;
+    writeln!(text, "- bascule {}, {rauc}, {}", env!("CARGO_PKG_VERSION"), first_line("dd", &["--version"]))?;
     let direct = if figures.direct_io { "on" } else { "OFF" };
     let dropped = if figures.drops_cache { "dropped before each" } else { "NOT dropped" };
     writeln!(text, "- loop device with direct I/O {direct}; page cache {dropped}, sources then read once")
 }
 
-fn first_line(command: &mut Command) -> String {
-    let output = command.output().map(|output| output.stdout).unwrap_or_default();
+/// When and where something was measured; `load` is from before and after it.
+pub(super) fn write_date_and_machine(text: &mut String, load: &(String, String)) -> std::fmt::Result {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_matches(['\t', ':', ' ']);
+    let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
+    writeln!(text, "- date: {}", first_line("date", &["-u", "+%Y-%m-%d %H:%M UTC"]))?;
+    writeln!(text, "- machine: {cores} cores, {model}, Linux {}", first_line("uname", &["-r"]))?;
+    writeln!(text, "- load averages at the start: {}; at the end, our own work included: {}", load.0, load.1)
+}
+
+fn first_line(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&output).lines().next().unwrap_or("").to_owned()
 }
 

@@ -1,27 +1,43 @@
-//! Measures. `cargo xtask bench install [ROUNDS]` prepares everything and starts this.
+//! Measures. `cargo xtask bench install|delta|apply` prepares everything and starts this.
 
 use std::process::ExitCode;
 
+use anyhow::Result;
+use bascule_tests::bench::{self, Options};
+
 const ROUNDS: usize = 3;
+const USAGE: &str = "usage: cargo xtask bench install [ROUNDS]
+       cargo xtask bench delta [--pair a|c] [--format ext4|erofs|erofs-lz4hc|squashfs] [--only NAME,...]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let rounds = match words[..] {
-        ["install"] => Some(ROUNDS),
-        ["install", rounds] => rounds.parse().ok().filter(|&rounds| rounds > 0),
-        _ => None,
+    let measured = match words[..] {
+        ["install", ref rest @ ..] => rounds(rest).map(bench::install),
+        ["delta", ref rest @ ..] => Options::parse(rest).map(|options| bench::delta(&options)),
+        _ => Err(anyhow::anyhow!("nothing that can be measured is named")),
     };
-    let Some(rounds) = rounds else {
-        eprintln!("usage: cargo xtask bench install [ROUNDS]");
-        return ExitCode::from(2);
-    };
-    match bascule_tests::bench::install(rounds) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    match measured {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             eprintln!("error: the measurement failed");
             eprintln!("caused by: {error:#}");
             ExitCode::FAILURE
         }
+        Err(error) => {
+            eprintln!("error: {error:#}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn rounds(words: &[&str]) -> Result<usize> {
+    match words {
+        [] => Ok(ROUNDS),
+        [rounds] => match rounds.parse() {
+            Ok(rounds) if rounds > 0 => Ok(rounds),
+            _ => anyhow::bail!("{rounds:?} is no number of rounds"),
+        },
+        _ => anyhow::bail!("only a number of rounds is known"),
     }
 }
