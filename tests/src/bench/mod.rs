@@ -9,6 +9,7 @@
 //! ```
 //! `docs/performance.md` says what is measured and how, and keeps the last figures.
 
+mod apply;
 mod dd;
 mod delta;
 mod ours;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use bascule_core::Digest;
 
+pub use apply::apply;
 pub use delta::{Options, delta};
 
 use crate::Images;

@@ -36,6 +36,7 @@ pub(super) struct Device {
     bundle: Signed,
     slot: PathBuf,
     slot_bytes: u64,
+    booted: Option<PathBuf>,
 }
 
 /// What ranges of zeroes cost.
@@ -57,7 +58,12 @@ impl Device {
     pub(super) fn new(folder: &Path, bundle: &Signed, slot: &LoopSlot) -> Result<Device> {
         super::built("basculed")?;
         let (slot, slot_bytes) = (slot.device().to_owned(), slot.size());
-        Ok(Device { folder: folder.to_owned(), bundle: bundle.clone(), slot, slot_bytes })
+        Ok(Device { folder: folder.to_owned(), bundle: bundle.clone(), slot, slot_bytes, booted: None })
+    }
+
+    /// The same device, whose booted slot is a real block device too.
+    pub(super) fn booted_from(self, slot: &LoopSlot) -> Device {
+        Device { booted: Some(slot.device().to_owned()), ..self }
     }
 
     /// Installs from a file.
@@ -77,7 +83,10 @@ impl Device {
     }
 
     /// An install over HTTP, and how many bytes the server sent for it.
-    fn over_http(&self) -> Result<(Usage, u64)> {
+    ///
+    /// # Errors
+    /// When the daemon does not get as far as the reboot.
+    pub(super) fn over_http(&self) -> Result<(Usage, u64)> {
         let bundle = &self.bundle.file;
         let server = HttpServer::serve(bundle.parent().context("a bundle lies in a folder")?)?;
         let name = bundle.file_name().unwrap_or_default().to_string_lossy();
@@ -143,9 +152,12 @@ impl Device {
             fs::remove_dir_all(root)?;
         }
         let (_, disk) = machine(root, DISK, self.slot_bytes)?;
-        let node = root.join("dev").join(disk.partition_name(4));
-        fs::remove_file(&node)?;
-        symlink(&self.slot, &node)?;
+        for (number, device) in [(3, self.booted.as_ref()), (4, Some(&self.slot))] {
+            let Some(device) = device else { continue };
+            let node = root.join("dev").join(disk.partition_name(number));
+            fs::remove_file(&node)?;
+            symlink(device, &node)?;
+        }
         for folder in ["etc/bascule", "usr/lib/bascule", "boot/efi/bascule", "data/bascule", "proc/sys/kernel/random"] {
             fs::create_dir_all(root.join(folder))?;
         }

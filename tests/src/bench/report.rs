@@ -164,7 +164,8 @@ fn ratio(wall: f64, other: Option<f64>) -> String {
     other.map_or_else(|| "-".to_owned(), |other| format!("{:.2}", wall / other))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+/// The value in the middle; none of nothing.
+pub(super) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;

@@ -11,7 +11,7 @@ use bascule_image::Timestamp;
 use bascule_image::keys::{KeyDir, NewKeys};
 use bascule_image::limits::MAX_CHUNK_BYTES;
 use bascule_image::release::Release;
-use bascule_image::write::{BundleSpec, create_bundle};
+use bascule_image::write::{BaseSpec, BundleSpec, create_bundle};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Quick to make; how fast a bundle is decoded hardly depends on it.
@@ -30,6 +30,20 @@ impl Signed {
     /// # Errors
     /// When a file cannot be written.
     pub(super) fn make(image: &Path, folder: &Path) -> Result<Signed> {
+        Signed::of(image, Vec::new(), folder)
+    }
+
+    /// The same with a delta from the image `old` too, which a device of version 1 runs.
+    ///
+    /// # Errors
+    /// As [`Signed::make`].
+    pub(super) fn with_delta(image: &Path, old: &Path, folder: &Path) -> Result<Signed> {
+        let version = Some("1.0.0".to_owned());
+        let base = BaseSpec { role: "root".into(), image: old.to_owned(), version };
+        Signed::of(image, vec![base], folder)
+    }
+
+    fn of(image: &Path, bases: Vec<BaseSpec>, folder: &Path) -> Result<Signed> {
         fs::create_dir_all(folder)?;
         let now = Timestamp::now();
         let expires = now.checked_add(DAY)?;
@@ -43,7 +57,7 @@ impl Signed {
             requires: Requires::default(),
         };
         let payloads = vec![("root".into(), image.to_owned())];
-        let spec = BundleSpec { level: LEVEL, ..BundleSpec::new(release, payloads, now, expires) };
+        let spec = BundleSpec { level: LEVEL, bases, ..BundleSpec::new(release, payloads, now, expires) };
         let file = folder.join("bundle.bascule");
         create_bundle(&spec, &keys, &file, &mut |_| ())?;
         Ok(Signed { file, root: folder.join("keys/root.json") })

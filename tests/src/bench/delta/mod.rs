@@ -64,14 +64,16 @@ pub fn delta(options: &Options) -> Result<()> {
     let before = super::load();
     let folder = pairs()?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&folder)?;
+    let file = folder.with_file_name(REPORT);
     let mut all = Vec::new();
+    let mut text = String::new();
     for (pair, format) in options.series() {
         all.push(measure(options, pair, format, &folder, scratch.path())?);
+        // All of it takes most of an hour: what was measured is there if the rest is not waited for.
+        text = table::text(&all, &(before.clone(), super::load()));
+        fs::write(&file, &text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    let text = table::text(&all, &(before, super::load()));
     println!("\n{text}");
-    let file = folder.with_file_name(REPORT);
-    fs::write(&file, &text).with_context(|| format!("cannot write {}", file.display()))?;
     println!("bench: written to {}", file.display());
     Ok(())
 }
