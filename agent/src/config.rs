@@ -109,7 +109,50 @@ pub struct PrepareConfig {
     /// How long the source may send nothing.
     #[serde(serialize_with = "quantity::as_text")]
     pub stall_timeout: Duration,
+    /// How an image may be made, the preferred way first.
+    pub ways: Vec<Way>,
+    /// Most bytes that one attempt may fetch; `None`: as many as it takes.
+    #[serde(serialize_with = "quantity::limit_as_text")]
+    pub max_fetch: Option<u64>,
+    /// Threads that make chunks, each with about 6 MiB of memory.
+    pub cores: u32,
+    /// After so many fetched bytes the slot is synced, so that a power cut costs no more than these.
+    #[serde(serialize_with = "quantity::size_as_text")]
+    pub checkpoint: u64,
 }
+
+/// How an image can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// From the booted slot and a delta; chunks that do not fit are taken whole.
+    Delta,
+    /// Whole.
+    Full,
+}
+
+impl Way {
+    /// Both, the cheaper one first.
+    pub const ALL: [Way; 2] = [Way::Delta, Way::Full];
+
+    fn parse(word: &str) -> Option<Way> {
+        Way::ALL.into_iter().find(|way| way.as_str() == word)
+    }
+
+    /// The word, as it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Way::Delta => "delta",
+            Way::Full => "full",
+        }
+    }
+}
+
+/// Most threads that may make chunks; their memory is part of the promise.
+const MAX_CORES: u32 = 4;
+/// What 64 MiB devices afford as well.
+const DEFAULT_CORES: u32 = 2;
 
 /// The longest wait between two attempts at a preparation.
 pub const RETRY_WAIT_LIMIT: Duration = Duration::from_secs(10 * 60);

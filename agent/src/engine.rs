@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use bascule_core::{
-    Action, Decision, ErrorReport, Health, Observed, Phase, PreparationFailure, Refusal, Request, State, Step, decide,
+    Action, Decision, ErrorReport, Health, Observed, Phase, PreparationFailure, Refusal, Request, State, Step,
+    Transfer, decide,
 };
 use bascule_hooks::HookPoint;
 use bascule_image::BundleReader;
@@ -41,7 +42,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// What the loop waits for besides commands.
 pub(crate) enum Event {
     /// The preparation ended.
-    Prepared(Result<(), PrepareError>),
+    Prepared(Result<Transfer, PrepareError>),
     /// A round of health checks ended.
     Checked(Vec<CheckView>),
     /// The health checks have a verdict.

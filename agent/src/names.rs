@@ -20,7 +20,7 @@ pub(crate) fn step_name(step: &Step) -> &'static str {
     match step {
         Step::Preparing(_) => "preparing",
         Step::NextAttempt => "next-attempt",
-        Step::Prepared => "prepared",
+        Step::Prepared(_) => "prepared",
         Step::Abandoned(_) => "abandoned",
         Step::Activating => "activating",
         Step::Activated => "activated",

@@ -1,27 +1,32 @@
 //! Prepares a deployment: source -> verified chunk -> target slot -> fsync -> read back with O_DIRECT -> compare.
 //!
 //! ```text
-//! this thread                          writer thread
-//! fetch -> decode -> SHA-256  --buf--> write at its offset, O_DIRECT
-//!    ^                                     |
-//!    +------------- empty buf -------------+        then: fsync, then the whole image read back and hashed
+//! for each payload:  ways      which way: a delta against the booted slot, or the full data
+//!                    write     delta -> what is missing from the full data -> fsync -> read back
+//!                    pipeline  fetch -> make on a few threads, SHA-256 over the buffer -> write in order
 //! ```
 //! No byte reaches a slot before its chunk's digest from the signed table was checked over the very buffer that is
 //! written. A few buffers of one chunk go round, so memory does not depend on the image. There is no copy of the
 //! payload anywhere else. A later attempt keeps what the target already holds, chunk by chunk, by hash alone.
 
+mod base;
 mod buffer;
+mod pipeline;
 mod slot;
+mod ways;
 mod write;
+
+pub(crate) use ways::Choice;
+pub use ways::Ways;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bascule_boot::disk::{DiskError, Slot, Sysfs};
-use bascule_core::{Deployment, Disposition, ErrorReport, Phase, PreparationFailure, TargetGroup};
+use bascule_boot::disk::{DiskError, Slot};
+use bascule_core::{Deployment, Disposition, ErrorReport, Phase, PreparationFailure, TargetGroup, Transfer};
 use bascule_hooks::{HookContext, HookPoint, HookSettings, HooksError, run_point};
-use bascule_image::{BundleError, BundleReader};
+use bascule_image::{BundleError, BundleReader, Chunk};
 use tokio::sync::watch;
 
 use crate::shared::Progress;
@@ -80,6 +85,37 @@ pub enum PrepareError {
         /// Where.
         offset: u64,
     },
+    /// None of the ways that the policy allows is possible.
+    #[error("there is no way to make {role} that the policy allows: {reasons}")]
+    NoWay {
+        /// The slot's role.
+        role: String,
+        /// What speaks against each way.
+        reasons: String,
+    },
+    /// More would be fetched than the policy allows.
+    #[error("{needed} bytes would be fetched, and prepare.max_fetch allows {limit}")]
+    FetchLimit {
+        /// How many.
+        needed: u64,
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// Chunks that the booted slot could not make could not be taken whole either.
+    #[error(
+        "{chunks} of {of} chunks of {role} are not as the delta expects in the booted slot, and not to be had whole"
+    )]
+    Heal {
+        /// The slot's role.
+        role: String,
+        /// How many chunks.
+        chunks: usize,
+        /// Of how many.
+        of: u64,
+        /// Why not.
+        #[source]
+        source: BundleError,
+    },
     /// A hook failed.
     #[error("a hook stopped the preparation")]
     Hook(#[from] HooksError),
@@ -100,6 +136,9 @@ impl PrepareError {
             PrepareError::Slot { .. } => "prepare.slot-io",
             PrepareError::ReadBack { .. } => "prepare.read-back",
             PrepareError::Unaligned { .. } => "prepare.unaligned",
+            PrepareError::NoWay { .. } => "prepare.no-way",
+            PrepareError::FetchLimit { .. } => "prepare.fetch-limit",
+            PrepareError::Heal { .. } => "prepare.not-healed",
             PrepareError::Hook(error) => error.code(),
             PrepareError::Cancelled => "prepare.cancelled",
         }
@@ -115,6 +154,13 @@ impl PrepareError {
                 "the storage may be worn out or loose: look at `dmesg`; the running system is not touched".into()
             }
             PrepareError::Unaligned { .. } => "make the bundle with a chunk size that is a multiple of 4096".into(),
+            PrepareError::NoWay { .. } => {
+                "publish a delta against what this device runs, or allow more in [prepare]: ways, max_fetch".into()
+            }
+            PrepareError::FetchLimit { .. } => {
+                "raise prepare.max_fetch, or publish a delta against what this device runs".into()
+            }
+            PrepareError::Heal { source, .. } => source.hint(),
             PrepareError::Hook(error) => error.hint(),
             PrepareError::Cancelled => "nothing needs to be done".into(),
         }
@@ -126,7 +172,11 @@ impl PrepareError {
             PrepareError::Source(error) => error.disposition(),
             PrepareError::Open { source, .. } => source.disposition(),
             PrepareError::Slot { .. } | PrepareError::ReadBack { .. } => Disposition::Retry,
-            PrepareError::OtherBundle | PrepareError::Unaligned { .. } => Disposition::GiveUp,
+            PrepareError::OtherBundle
+            | PrepareError::Unaligned { .. }
+            | PrepareError::NoWay { .. }
+            | PrepareError::FetchLimit { .. } => Disposition::GiveUp,
+            PrepareError::Heal { source, .. } => source.disposition(),
             PrepareError::Hook(error) => error.disposition(),
             PrepareError::Cancelled => Disposition::GiveUp,
         }
@@ -151,8 +201,12 @@ pub struct Preparation {
     pub target: TargetGroup,
     /// Its slots.
     pub slots: Vec<Slot>,
-    /// The system's view of disks.
-    pub sysfs: Sysfs,
+    /// How the images may be made.
+    pub ways: Ways,
+    /// Threads that make chunks.
+    pub cores: usize,
+    /// After so many fetched bytes a slot is synced.
+    pub checkpoint: u64,
     /// How hooks are run.
     pub hooks: HookSettings,
     /// What hooks are told.
@@ -166,32 +220,33 @@ pub struct Preparation {
 }
 
 impl Preparation {
-    /// Runs to the end: when this is `Ok`, every target slot was written, synced, read back and compared.
+    /// Runs to the end: when this is `Ok`, every target slot was written, synced, read back and compared. Says where the
+    /// bytes came from.
     ///
     /// # Errors
     /// [`PrepareError`]; the target must be taken for rubbish, the loader will not start it.
-    pub fn run(&self, bundle: BundleReader) -> Result<(), PrepareError> {
+    pub fn run(&self, bundle: BundleReader) -> Result<Transfer, PrepareError> {
         run_point(HookPoint::PrePrepare, &self.context, &self.hooks, &self.cancel)?.into_result()?;
-        self.write_all(bundle)?;
+        let transfer = self.write_all(bundle)?;
         run_point(HookPoint::PostPrepare, &self.context, &self.hooks, &self.cancel)?.into_result()?;
-        Ok(())
+        Ok(transfer)
     }
 
-    fn write_all(&self, mut bundle: BundleReader) -> Result<(), PrepareError> {
+    fn write_all(&self, mut bundle: BundleReader) -> Result<Transfer, PrepareError> {
         if bundle.manifest_digest() != self.deployment.manifest {
             return Err(PrepareError::OtherBundle);
         }
-        bundle.read_tables(&|_, _| false)?;
+        bundle.read_tables(&|_, delta| self.ways.wanted(delta))?;
         let payloads = bundle.payloads().to_vec();
         let total = payloads.iter().fold(0u64, |sum, payload| sum.saturating_add(payload.size));
         let mut tally = Tally::new(self, total);
         for (index, payload) in payloads.iter().enumerate() {
             // The offer was held against the slots before it was accepted, so the role is there and large enough.
             let Some(slot) = self.slots.iter().find(|slot| slot.role == payload.role) else { continue };
-            bundle.begin_payload(index)?;
-            write::payload(self, &mut bundle, payload, slot, &mut tally)?;
+            write::payload(self, &mut bundle, index, slot, &mut tally)?;
         }
-        Ok(bundle.finish()?)
+        bundle.finish()?;
+        Ok(tally.transfer())
     }
 
     fn check_cancelled(&self) -> Result<(), PrepareError> {
@@ -213,12 +268,36 @@ impl<'p> Tally<'p> {
         Tally { preparation, now, written: 0, told: Instant::now() }
     }
 
-    fn wrote(&mut self, role: &str, bytes: u64, kept: bool) {
-        self.written = self.written.saturating_add(bytes);
-        if kept {
-            self.now.kept_bytes = self.now.kept_bytes.saturating_add(bytes);
+    /// From now on a delta is applied to this.
+    fn base(&mut self, label: &str) {
+        self.now.base.get_or_insert_with(|| label.to_owned());
+    }
+
+    fn wrote(&mut self, role: &str, count: &pipeline::Count) {
+        let bytes = u64::from(count.chunk.len);
+        let add = |sum: &mut u64, bytes: u64| *sum = sum.saturating_add(bytes);
+        if count.copied {
+            add(&mut self.now.copied_bytes, bytes);
+            add(&mut self.now.saved_bytes, u64::from(count.chunk.stored_len.saturating_sub(count.fetched)));
         }
+        if count.healed {
+            add(&mut self.now.healed_bytes, bytes);
+        }
+        self.written = self.written.saturating_add(bytes);
         self.tell(|| format!("writing {role}"));
+    }
+
+    fn kept(&mut self, role: &str, chunk: &Chunk) {
+        let bytes = u64::from(chunk.len);
+        self.now.kept_bytes = self.now.kept_bytes.saturating_add(bytes);
+        self.written = self.written.saturating_add(bytes);
+        self.tell(|| format!("writing {role}"));
+    }
+
+    /// Where the bytes came from.
+    fn transfer(&mut self) -> Transfer {
+        self.now.fetched_bytes = self.preparation.fetched.load(Ordering::Relaxed);
+        self.now.transfer()
     }
 
     fn read_back(&mut self, role: &str, bytes: u64) {

@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use bascule_core::{Blocker, BootId, BootView, Deployment, ErrorReport, Group, Offer, Record, Then};
+use bascule_core::{Blocker, BootId, BootView, Deployment, ErrorReport, Group, Offer, Record, Then, Transfer};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -87,8 +87,11 @@ pub struct Plan {
     pub offer: Offer,
     /// The group it would go into.
     pub target: Group,
-    /// Bytes that would be fetched.
+    /// Bytes that would be fetched, if the booted slots hold everywhere what they hold where it was looked.
     pub fetch_bytes: u64,
+    /// What a delta would be applied to; `None`: full images would be taken.
+    #[serde(default)]
+    pub base: Option<String>,
     /// Bytes that would be written to the target slots.
     pub write_bytes: u64,
     /// Bytes of them that are zeroes.
@@ -133,6 +136,29 @@ pub struct Progress {
     pub fetched_bytes: u64,
     /// Image bytes that the target held already.
     pub kept_bytes: u64,
+    /// Image bytes made of what the booted slots hold.
+    pub copied_bytes: u64,
+    /// Image bytes taken whole because the booted slots do not hold what a delta expects.
+    pub healed_bytes: u64,
+    /// Bytes that the full data of the chunks made by a delta would have taken on top.
+    pub saved_bytes: u64,
+    /// What a delta is applied to: a version, or the SHA-256 of its image; `None`: full images are taken.
+    pub base: Option<String>,
+}
+
+impl Progress {
+    /// What the record keeps of it.
+    #[must_use]
+    pub fn transfer(&self) -> Transfer {
+        Transfer {
+            base: self.base.clone(),
+            fetched: self.fetched_bytes,
+            copied: self.copied_bytes,
+            kept: self.kept_bytes,
+            healed: self.healed_bytes,
+            saved: self.saved_bytes,
+        }
+    }
 }
 
 /// One slot as it is shown.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bascule_core::Disposition;
-use bascule_image::{BundleRead, ForwardOnly};
+use bascule_image::{BundleFile, BundleRead, ForwardOnly};
 
 use crate::shared::Source;
 use http::{HttpError, HttpRead};
@@ -96,7 +96,10 @@ impl Opener {
     pub fn open(&self, source: Source, fetched: Fetched) -> Result<Box<dyn BundleRead>, SourceError> {
         match source {
             Source::Url(url) => Ok(Box::new(HttpRead::open(self, &url, fetched)?)),
-            Source::File(path) => Ok(Box::new(Counted { inner: open_file(&path)?, fetched })),
+            Source::File(path) => {
+                let inner = BundleFile::new(open_file(&path)?, &path);
+                Ok(Box::new(Counted { inner, fetched }))
+            }
             Source::Stream(reader) => Ok(Box::new(Counted { inner: ForwardOnly::new(reader), fetched })),
         }
     }
@@ -134,9 +137,10 @@ fn open_file(path: &Path) -> Result<File, SourceError> {
     Ok(file)
 }
 
+/// Counts what is read.
 struct Counted<R> {
-    inner: R,
     fetched: Fetched,
+    inner: R,
 }
 
 impl<R: BundleRead> io::Read for Counted<R> {
@@ -154,5 +158,13 @@ impl<R: BundleRead> BundleRead for Counted<R> {
 
     fn total_len(&self) -> io::Result<Option<u64>> {
         self.inner.total_len()
+    }
+
+    fn expect(&mut self, end: u64) {
+        self.inner.expect(end);
+    }
+
+    fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
+        Ok(Box::new(Counted { fetched: self.fetched.clone(), inner: self.inner.beside(name)? }))
     }
 }

@@ -222,7 +222,7 @@ fn decode(bytes: &[u8]) -> Result<Record, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_core::{BootId, Deployment, DeploymentId, Group, Then};
+    use bascule_core::{BootId, Deployment, DeploymentId, Group, Then, Transfer};
 
     fn stamp() -> Stamp {
         Stamp { now: 0, boot_id: BootId("b".into()), run: "r".into(), booted: Group::A }
@@ -242,6 +242,7 @@ mod tests {
             then: Then::Stop,
             requested_by: "t".into(),
             began: 0,
+            transfer: None,
         }
     }
 
@@ -249,7 +250,7 @@ mod tests {
         let mut store = Store::open(directory).unwrap();
         store.step(&Step::Preparing(deployment()), &stamp()).unwrap();
         let first = store.record().clone();
-        store.step(&Step::Prepared, &stamp()).unwrap();
+        store.step(&Step::Prepared(Transfer::default()), &stamp()).unwrap();
         (first, store.record().clone())
     }
 

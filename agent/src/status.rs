@@ -7,7 +7,7 @@ mod details;
 mod verdict;
 
 use bascule_core::{
-    Blocker, BootStatus, BootView, Denied, Deployment, Digest, ErrorReport, Group, Settings, State, Then,
+    Blocker, BootStatus, BootView, Denied, Deployment, Digest, ErrorReport, Group, Settings, State, Then, Transfer,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -196,6 +196,8 @@ pub struct DeploymentStatus {
     pub began: Timestamp,
     /// Which of our attempts at preparing it runs; only while preparing.
     pub attempt: Option<u32>,
+    /// Where its bytes came from, once it is prepared.
+    pub transfer: Option<Transfer>,
 }
 
 /// A bundle that is not taken again.
@@ -302,6 +304,7 @@ fn deployment(deployment: &Deployment, state: &State) -> DeploymentStatus {
         requested_by: it.requested_by,
         began: timestamp(it.began),
         attempt,
+        transfer: it.transfer,
     }
 }
 

@@ -14,7 +14,7 @@ use bascule_agent::shared::{CheckView, Progress, Release, SlotView, Snapshot};
 use bascule_agent::status::Status;
 use bascule_core::{
     Attempt, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group,
-    Phase, Record, RollbackReason, Settings, Stamp, State, Step, Then,
+    Phase, Record, RollbackReason, Settings, Stamp, State, Step, Then, Transfer,
 };
 
 const NOW: i64 = 1_795_228_200;
@@ -33,6 +33,7 @@ fn deployment() -> Deployment {
         then: Then::Activate,
         requested_by: "root".into(),
         began: NOW - 100,
+        transfer: None,
     }
 }
 
@@ -89,8 +90,13 @@ fn after(steps: &[Step], booted: Group) -> Record {
     steps.iter().fold(Record::default(), |record, step| record.advance(step, &stamp))
 }
 
+fn transfer() -> Transfer {
+    let base = Some("1.0.0".into());
+    Transfer { base, fetched: 12_000_000, copied: 300_000_000, kept: 0, healed: 1_048_576, saved: 90_000_000 }
+}
+
 fn to_activated() -> Vec<Step> {
-    vec![Step::Preparing(deployment()), Step::Prepared, Step::Activating, Step::Activated]
+    vec![Step::Preparing(deployment()), Step::Prepared(transfer()), Step::Activating, Step::Activated]
 }
 
 fn on_b(steps: &[Step], b: BootStatus) -> Snapshot {
@@ -161,6 +167,10 @@ fn preparing_shows_attempt_and_progress() {
         total_bytes: 536_870_912,
         fetched_bytes: 80_000_000,
         kept_bytes: 1_048_576,
+        copied_bytes: 120_000_000,
+        healed_bytes: 2_097_152,
+        saved_bytes: 40_000_000,
+        base: Some("1.0.0".into()),
     });
     holds("preparing", &snapshot);
 }

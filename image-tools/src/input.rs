@@ -23,6 +23,12 @@ pub trait BundleRead: Read + Send {
         Ok(None)
     }
 
+    /// Says that everything up to byte `end` will be read, and nothing behind it for now: an input that asks for its
+    /// bytes asks for no more. A hint; reading on and skipping stay possible.
+    fn expect(&mut self, end: u64) {
+        let _ = end;
+    }
+
     /// Opens the file `name` that lies beside the bundle.
     ///
     /// # Errors
@@ -72,6 +78,24 @@ impl BundleRead for BundleFile {
 
     fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
         Ok(Box::new(BundleFile::open(&self.path.with_file_name(name))?))
+    }
+}
+
+impl BundleRead for Box<dyn BundleRead> {
+    fn expect(&mut self, end: u64) {
+        self.as_mut().expect(end);
+    }
+
+    fn skip_to(&mut self, offset: u64) -> io::Result<()> {
+        self.as_mut().skip_to(offset)
+    }
+
+    fn total_len(&self) -> io::Result<Option<u64>> {
+        self.as_ref().total_len()
+    }
+
+    fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
+        self.as_ref().beside(name)
     }
 }
 
@@ -133,6 +157,10 @@ impl Input {
 
     pub(crate) fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
         self.reader.beside(name)
+    }
+
+    pub(crate) fn expect(&mut self, end: u64) {
+        self.reader.expect(end);
     }
 
     /// Replaces `into` by `length` bytes from byte `offset` on.

@@ -47,6 +47,11 @@ impl Layout {
         Ok(Layout { tables, end, payloads })
     }
 
+    /// Where the first blob begins.
+    pub(crate) fn first_blob(&self) -> u64 {
+        self.payloads.first().map_or(self.end, |parts| parts.deltas.first().copied().unwrap_or(parts.full))
+    }
+
     /// Where the full data of a payload begin.
     pub(crate) fn blobs(&self, payload: usize) -> u64 {
         self.payloads.get(payload).map_or(0, |parts| parts.full)
@@ -74,6 +79,13 @@ impl Tables {
     ) -> Result<Vec<Tables>, BundleError> {
         let chunk_tables = manifest.payloads.iter().map(|payload| payload.chunk_table.memory());
         let mut memory = chunk_tables.fold(0, u64::saturating_add);
+        let all = manifest.payloads.iter().all(|payload| payload.deltas.iter().all(|delta| wanted(payload, delta)));
+        if all {
+            // One stretch; with gaps in it each table is asked for alone.
+            let deltas = |payload: &Payload| payload.deltas.iter().map(|delta| delta.table.length).sum::<u64>();
+            let lengths = manifest.payloads.iter().map(|payload| payload.chunk_table.length + deltas(payload));
+            input.expect(lengths.fold(input.wanted, u64::saturating_add));
+        }
         let mut tables = Vec::new();
         for payload in &manifest.payloads {
             let role = &payload.role;

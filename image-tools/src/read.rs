@@ -119,6 +119,12 @@ impl BundleReader {
         &self.manifest.payloads
     }
 
+    /// How long everything before the first blob is, in bytes.
+    #[must_use]
+    pub fn head_len(&self) -> u64 {
+        self.layout.first_blob()
+    }
+
     /// How long the whole bundle is in bytes, by its signed manifest.
     #[must_use]
     pub fn total_len(&self) -> u64 {
@@ -158,6 +164,9 @@ impl BundleReader {
         if self.delta_table(index, delta).is_none() {
             return Err(BundleError::Misuse("the table of this delta was not read"));
         }
+        let length = self.manifest.payloads.get(index).and_then(|payload| payload.deltas.get(delta));
+        let length = length.map_or(0, |delta| delta.blobs);
+        self.input.expect(self.layout.delta(index, delta).saturating_add(length));
         self.go(Place::Delta { payload: index, delta, cursor: DeltaCursor::default() })
     }
 
@@ -181,7 +190,20 @@ impl BundleReader {
                 Some(input)
             }
         };
-        self.go(Place::Full { payload: index, cursor: Cursor::default() })
+        let length = payload.blobs.length;
+        self.go(Place::Full { payload: index, cursor: Cursor::default() })?;
+        self.expect_full(length);
+        Ok(())
+    }
+
+    /// Says that of the full data at hand everything up to `stored_end` will be read, counted from the first blob, and
+    /// nothing behind it for now. Without this it is all of them.
+    pub fn expect_full(&mut self, stored_end: u64) {
+        let Some(Place::Full { payload, .. }) = self.place else { return };
+        match &mut self.beside {
+            Some(beside) => beside.expect(stored_end),
+            None => self.input.expect(self.layout.blobs(payload).saturating_add(stored_end)),
+        }
     }
 
     fn go(&mut self, place: Place) -> Result<(), BundleError> {

@@ -26,6 +26,8 @@ pub use boot::{BootStatus, BootView, Settings};
 pub use decide::{Action, Decision, Refusal, decide};
 pub use observed::{Health, Observed, Policy, PreparationFailure, Request};
 pub use offer::{Blocker, Device, Offer, OfferedPayload, Requires};
-pub use record::{Attempt, Denied, Deployment, Ending, HistoryEntry, Record, RollbackReason, Stamp, State, Step, Then};
+pub use record::{
+    Attempt, Denied, Deployment, Ending, HistoryEntry, Record, RollbackReason, Stamp, State, Step, Then, Transfer,
+};
 pub use report::{Disposition, ErrorReport, Phase};
 pub use words::{BootId, BootedGroup, DeploymentId, Digest, Group, TargetGroup, Tries};

@@ -165,6 +165,29 @@ pub struct Deployment {
     pub requested_by: String,
     /// When it began, seconds since 1970.
     pub began: i64,
+    /// Where its bytes came from, once it is prepared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+}
+
+/// Where the bytes of a deployment came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Transfer {
+    /// The version whose image a delta was applied to, or that image's SHA-256 where the bundle names no version;
+    /// `None`: full images were taken.
+    pub base: Option<String>,
+    /// Bytes that came from the source, since the daemon that prepared it was started.
+    pub fetched: u64,
+    /// Image bytes made of what the booted slots hold.
+    pub copied: u64,
+    /// Image bytes that the target held already, from an earlier attempt.
+    pub kept: u64,
+    /// Image bytes that a delta should have made and that were taken whole, because the booted slots do not hold what
+    /// the delta expects.
+    pub healed: u64,
+    /// Bytes that the full data of the chunks made by a delta would have taken on top.
+    pub saved: u64,
 }
 
 /// Why a deployment was given up after it had been activated.
@@ -288,7 +311,7 @@ pub enum Step {
     /// Another attempt begins, made by this run of the daemon.
     NextAttempt,
     /// The target slots hold the verified images.
-    Prepared,
+    Prepared(Transfer),
     /// The preparation ended without success.
     Abandoned(Ending),
     /// Intent: the loader is about to be armed.
@@ -361,7 +384,10 @@ impl Record {
                     *attempt = Attempt { number: attempt.number.saturating_add(1), run: stamp.run.clone() };
                 }
             }
-            Step::Prepared => self.state = State::Prepared { deployment },
+            Step::Prepared(transfer) => {
+                self.state =
+                    State::Prepared { deployment: Deployment { transfer: Some(transfer.clone()), ..deployment } };
+            }
             Step::Abandoned(ending) => {
                 if let Ending::Failed { error } = ending {
                     self.last_error = Some(error.clone());
@@ -425,6 +451,7 @@ pub(crate) fn test_deployment() -> Deployment {
         then: Then::Activate,
         requested_by: "test".into(),
         began: 0,
+        transfer: None,
     }
 }
 
@@ -442,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_commit_raises_the_epoch_floor_and_a_preparation_does_not() {
-        let prepared = through(&[Step::Preparing(test_deployment()), Step::Prepared]);
+        let prepared = through(&[Step::Preparing(test_deployment()), Step::Prepared(Transfer::default())]);
         assert_eq!(prepared.epoch_floor, 0);
         let committed = prepared.advance(&Step::Committed, &stamp());
         assert_eq!((committed.epoch_floor, committed.state), (3, State::Idle));
@@ -450,7 +477,12 @@ mod tests {
 
     #[test]
     fn a_verdict_against_the_bundle_denies_it_and_a_lost_setting_does_not() {
-        let begin = [Step::Preparing(test_deployment()), Step::Prepared, Step::Activating, Step::Activated];
+        let begin = [
+            Step::Preparing(test_deployment()),
+            Step::Prepared(Transfer::default()),
+            Step::Activating,
+            Step::Activated,
+        ];
         for (reason, denied) in [(RollbackReason::DidNotBoot, true), (RollbackReason::SettingsLost, false)] {
             let steps = [&begin[..], &[Step::RollingBack(reason), Step::RolledBack]].concat();
             assert_eq!(through(&steps).denied(&test_deployment().manifest).is_some(), denied);
@@ -468,7 +500,7 @@ mod tests {
     fn every_state_reads_back_what_it_wrote() {
         let steps = [
             Step::Preparing(test_deployment()),
-            Step::Prepared,
+            Step::Prepared(Transfer::default()),
             Step::Activating,
             Step::Activated,
             Step::RollingBack(RollbackReason::Unhealthy { detail: "x".into() }),

@@ -4,6 +4,7 @@ use bascule_core::{Deployment, Ending};
 
 use super::client::Client;
 use super::failure::CliError;
+use super::show_lists::transfer;
 use super::text::{Paint, clean, json_pretty, out, time};
 use super::{Exit, Options};
 use crate::api::HistoryLine;
@@ -94,6 +95,7 @@ fn ended(status: &Status, line: &HistoryLine) -> Story {
         format!("asked for by {} at {}, from {}", it.requested_by, time(timestamp(it.began)), it.source),
         format!("manifest {}", it.manifest),
     ];
+    lines.extend(it.transfer.as_ref().map(transfer));
     let at = time(line.time);
     let next = match &line.entry.ending {
         Ending::Committed => {

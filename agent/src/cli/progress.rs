@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::show_lists::transfer;
 use super::text::{bytes, clean, json_line, out};
 use crate::shared::Progress;
 use crate::status::{StateWord, Status};
@@ -100,10 +101,7 @@ fn summary(progress: &Progress) -> String {
     if progress.percent < 100 {
         return verified;
     }
-    match progress.kept_bytes {
-        0 => format!("{verified}, {} fetched", bytes(progress.fetched_bytes)),
-        kept => format!("{verified}, {} fetched, {} were there already", bytes(progress.fetched_bytes), bytes(kept)),
-    }
+    format!("{verified}: {}", transfer(&progress.transfer()))
 }
 
 /// What must change before another line is worth it: every tenth of the progress, every step, everything else.

@@ -1,5 +1,6 @@
 //! `status`, for people.
 
+use super::show_lists::transfer;
 use super::text::{Paint, bytes, clean, table, time};
 use crate::shared::CheckView;
 use crate::status::{DeploymentStatus, GroupStatus, GroupWord, StateWord, Status};
@@ -22,7 +23,7 @@ pub(super) fn status(status: &Status, paint: Paint) -> Vec<String> {
     }
     if let Some(progress) = &status.progress {
         let (done, total) = (bytes(progress.done_bytes), bytes(progress.total_bytes));
-        let amounts = format!("{} fetched, {} kept", bytes(progress.fetched_bytes), bytes(progress.kept_bytes));
+        let amounts = transfer(&progress.transfer());
         let line = format!("{} %  {done} of {total}  {}  ({amounts})", progress.percent, clean(&progress.step));
         block(&mut lines, "progress", vec![line]);
     }
@@ -80,11 +81,13 @@ pub(super) fn group_word(group: &GroupStatus) -> String {
 fn deployment_lines(it: &DeploymentStatus) -> Vec<String> {
     let change = format!("{} {} -> {}, into group {}", it.product, it.from_version, it.version, it.target);
     let attempt = it.attempt.filter(|attempt| *attempt > 1).map_or(String::new(), |n| format!(", attempt {n}"));
-    vec![
+    let mut lines = vec![
         clean(&format!("{change}{attempt}")),
         clean(&format!("from {}", if it.source == "-" { "standard input" } else { &it.source })),
         clean(&format!("asked for by {} at {}, id {}", it.requested_by, time(it.began), it.id)),
-    ]
+    ];
+    lines.extend(it.transfer.as_ref().map(|it| clean(&transfer(it))));
+    lines
 }
 
 fn checks(checks: &[CheckView], paint: Paint) -> Vec<String> {

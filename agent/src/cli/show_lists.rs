@@ -1,6 +1,6 @@
 //! `history`, `slots` and `plan`, for people.
 
-use bascule_core::{Ending, Group};
+use bascule_core::{Ending, Group, Transfer};
 
 use super::show::group_word;
 use super::text::{Paint, bytes, clean, table, time};
@@ -17,7 +17,8 @@ pub(super) fn history(lines: &[HistoryLine], paint: Paint) -> Vec<String> {
         let it = &line.entry.deployment;
         let (word, why) = ending(&line.entry.ending);
         let change = clean(&format!("{} -> {}", it.from_version, it.version));
-        vec![time(line.time), change, format!("group {}", it.target), word.to_owned(), clean(&why)]
+        let moved = it.transfer.as_ref().map_or_else(String::new, transfer);
+        vec![time(line.time), change, format!("group {}", it.target), word.to_owned(), clean(&moved), clean(&why)]
     };
     let text = table(&lines.iter().map(row).collect::<Vec<_>>());
     let colour = |(text, line): (String, &HistoryLine)| {
@@ -26,6 +27,20 @@ pub(super) fn history(lines: &[HistoryLine], paint: Paint) -> Vec<String> {
         text.replacen(word, &painted, 1)
     };
     text.into_iter().zip(lines).map(colour).collect()
+}
+
+/// Where the bytes of a deployment came from, in a few words.
+pub(super) fn transfer(transfer: &Transfer) -> String {
+    let mut words = format!("{} fetched", bytes(transfer.fetched));
+    if let Some(base) = &transfer.base {
+        words.push_str(&format!(", {} made of {base}", bytes(transfer.copied)));
+    }
+    for (count, what) in [(transfer.healed, "healed"), (transfer.kept, "kept"), (transfer.saved, "saved")] {
+        if count > 0 {
+            words.push_str(&format!(", {} {what}", bytes(count)));
+        }
+    }
+    words
 }
 
 /// How a deployment ended, in words, and why.
@@ -59,12 +74,16 @@ pub(super) fn slots(status: &Status) -> Vec<String> {
     lines
 }
 
+fn by_delta(plan: &Plan) -> String {
+    plan.base.as_ref().map_or_else(String::new, |base| clean(&format!(", by delta from {base}")))
+}
+
 /// What would happen.
 pub(super) fn plan(plan: &Plan, paint: Paint) -> Vec<String> {
     let offer = &plan.offer;
     let mut lines = vec![
         clean(&format!("{} {} (order {}) into group {}", offer.product, offer.version, offer.order, plan.target)),
-        format!("  fetch  {}", bytes(plan.fetch_bytes)),
+        format!("  fetch  {}{}", bytes(plan.fetch_bytes), by_delta(plan)),
         format!("  write  {}, {} of it zeroes", bytes(plan.write_bytes), bytes(plan.zero_bytes)),
         String::new(),
     ];

@@ -8,8 +8,9 @@ use bascule_core::Tries;
 use super::reader::{Reader, Section};
 use super::tree::{Files, Table};
 use super::{
-    ActivateConfig, ApiConfig, Backend, BootConfig, Config, DeviceConfig, Fault, HealthConfig, HooksConfig, LogConfig,
-    LogLevel, PrepareConfig, RETRY_WAIT_LIMIT, SlotPair, StateConfig, TrustConfig, quantity,
+    ActivateConfig, ApiConfig, Backend, BootConfig, Config, DEFAULT_CORES, DeviceConfig, Fault, HealthConfig,
+    HooksConfig, LogConfig, LogLevel, MAX_CORES, PrepareConfig, RETRY_WAIT_LIMIT, SlotPair, StateConfig, TrustConfig,
+    Way, quantity,
 };
 use crate::paths::Paths;
 
@@ -20,7 +21,10 @@ const SECTIONS: [(&str, &[&str]); 11] = [
     ("slots", &[]),
     ("state", &["directory"]),
     ("trust", &["root"]),
-    ("prepare", &["stop_units", "max_attempts", "retry_wait", "stall_timeout"]),
+    (
+        "prepare",
+        &["stop_units", "max_attempts", "retry_wait", "stall_timeout", "ways", "max_fetch", "cores", "checkpoint"],
+    ),
     ("activate", &["reboot_delay"]),
     ("health", &["settle", "interval", "deadline", "passes", "check_timeout", "units"]),
     ("hooks", &["timeout"]),
@@ -132,7 +136,26 @@ fn prepare(reader: &mut Reader<'_>, section: &Section<'_>) -> PrepareConfig {
         max_attempts: reader.integer(section, "max_attempts", 1, 1000).unwrap_or(10),
         retry_wait: reader.duration(section, "retry_wait", ms(100), RETRY_WAIT_LIMIT).unwrap_or(secs(10)),
         stall_timeout: reader.duration(section, "stall_timeout", secs(1), secs(3600)).unwrap_or(secs(60)),
+        ways: ways(reader, section),
+        max_fetch: reader.size(section, "max_fetch", 0, 1 << 40),
+        cores: reader.integer(section, "cores", 1, MAX_CORES).unwrap_or(DEFAULT_CORES),
+        checkpoint: reader.size(section, "checkpoint", 64 << 10, 1 << 30).unwrap_or(16 << 20),
     }
+}
+
+fn ways(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Way> {
+    let shape = "write \"delta\", \"full\" or both, the preferred one first";
+    let Some(words) = reader.list(section, "ways", |word| Way::parse(word).is_some(), shape) else {
+        return Way::ALL.to_vec();
+    };
+    let ways: Vec<Way> = words.iter().filter_map(|word| Way::parse(word)).collect();
+    if let Some(entry) = section.entry("ways")
+        && (words.is_empty() || ways.iter().enumerate().any(|(n, way)| ways.iter().take(n).any(|early| early == way)))
+    {
+        let message = "prepare.ways is empty, or names a way twice";
+        reader.fault("config.bad-value", entry.at, message, shape);
+    }
+    ways
 }
 
 fn is_unit(name: &str) -> bool {

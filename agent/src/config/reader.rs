@@ -180,6 +180,17 @@ impl<'a> Reader<'a> {
         Some(duration)
     }
 
+    /// A size in bytes within bounds.
+    pub(super) fn size(&mut self, section: &Section<'_>, key: &str, least: u64, most: u64) -> Option<u64> {
+        let (text, place) = self.text(section, key)?;
+        let fits = quantity::size(text).filter(|bytes| (least..=most).contains(bytes));
+        if fits.is_none() {
+            let hint = format!("write {} to {}", quantity::size_text(least), quantity::size_text(most));
+            self.fault("config.bad-value", place, format!("{}.{key} cannot be {text:?}", section.name), hint);
+        }
+        fits
+    }
+
     /// A path from the root, without `..`.
     pub(super) fn path(&mut self, section: &Section<'_>, key: &str) -> Option<PathBuf> {
         let (text, place) = self.text(section, key)?;

@@ -16,7 +16,7 @@ use super::hooks::report;
 use super::{Engine, publish};
 use crate::clock;
 use crate::device::Device;
-use crate::prepare::PrepareError;
+use crate::prepare::{Choice, PrepareError};
 use crate::shared::{Answer, Plan, Refused, Source};
 use crate::source::{Fetched, Opener};
 
@@ -61,7 +61,10 @@ impl Engine {
         self.fetched.store(0, Ordering::Relaxed);
         let bundle = self.open_bundle(source, self.fetched.clone())?;
         let offer = bundle.offer().clone();
-        let found = self.blockers(&offer);
+        let mut found = self.blockers(&offer);
+        if found.is_empty() {
+            found.extend(self.choices(&bundle).err());
+        }
         if let Some(refused) = refused(&found) {
             return Err(refused);
         }
@@ -90,16 +93,37 @@ impl Engine {
         let offer = bundle.offer().clone();
         let (write_bytes, zero_bytes) = sizes(&bundle);
         let target = self.device.booted().target().group();
-        let blockers = self.blockers(&offer);
-        let steps = publish::plan_steps(&offer, target, &self.device);
-        let fetch_bytes = bundle.total_len();
-        Ok(Answer::Plan(Plan { offer, target, fetch_bytes, write_bytes, zero_bytes, steps, blockers }))
+        let mut blockers = self.blockers(&offer);
+        let choices = self.choices(&bundle).unwrap_or_else(|blocker| {
+            blockers.push(blocker);
+            Vec::new()
+        });
+        let bases: Vec<Option<String>> = choices.iter().map(Choice::base).collect();
+        let steps = publish::plan_steps(&offer, &bases, target, &self.device);
+        let blobs = choices.iter().fold(0u64, |sum, choice| sum.saturating_add(choice.fetch()));
+        let fetch_bytes = bundle.head_len().saturating_add(blobs);
+        let base = bases.into_iter().flatten().next();
+        Ok(Answer::Plan(Plan { offer, target, fetch_bytes, base, write_bytes, zero_bytes, steps, blockers }))
+    }
+
+    /// How each payload would be made, or what is in the way. A few chunks of the booted slots are read for it.
+    fn choices(&self, bundle: &BundleReader) -> Result<Vec<Choice>, Blocker> {
+        let ways = super::preparation::ways(&self.device);
+        let choices = (0..bundle.payloads().len()).map(|index| ways.choose(bundle, index));
+        choices.collect::<Result<_, PrepareError>>().map_err(|error| {
+            let report = error.failure().error;
+            Blocker::new(&report.code, report.message, report.hint)
+        })
     }
 
     fn open_bundle(&self, source: Source, fetched: Fetched) -> Result<BundleReader, Refused> {
         let opener = self.opener.with_cancel(Arc::new(AtomicBool::new(false)));
         let opened = BundleOpener::new(&self.device, opener).open(source, fetched);
-        let read = opened.and_then(|mut bundle| bundle.read_tables(&|_, _| false).map(|()| bundle).map_err(Into::into));
+        let ways = super::preparation::ways(&self.device);
+        let read = opened.and_then(|mut bundle| {
+            bundle.read_tables(&|_, delta| ways.wanted(delta))?;
+            Ok(bundle)
+        });
         read.map_err(|error| {
             let mut error = error.failure().error;
             error.phase = Phase::Check;
@@ -160,6 +184,7 @@ impl Engine {
             then,
             requested_by: self.pending.as_ref().map_or_else(String::new, |pending| pending.requested_by.clone()),
             began: now.as_second(),
+            transfer: None,
         }
     }
 }

@@ -4,15 +4,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bascule_core::{Disposition, PreparationFailure, State, Step};
+use bascule_core::{Disposition, PreparationFailure, State, Step, Transfer};
 
 use super::{Engine, Event, Job, LOOK_EVERY, Next, offer, units};
-use crate::device;
-use crate::prepare::{Preparation, PrepareError};
+use crate::device::{self, Device};
+use crate::prepare::{Preparation, PrepareError, Ways};
 use crate::shared::Progress;
 
 /// The longest wait between two attempts of a preparation.
 const LONGEST_RETRY: Duration = crate::config::RETRY_WAIT_LIMIT;
+
+/// What the policy allows here, and what the booted slots may offer.
+pub(super) fn ways(device: &Device) -> Ways {
+    let booted = device.booted();
+    let slots = device.layout.slots.iter().filter(|slot| slot.group == booted.group());
+    Ways {
+        order: device.config.prepare.ways.clone(),
+        max_fetch: device.config.prepare.max_fetch,
+        booted,
+        slots: slots.cloned().collect(),
+        sysfs: device::sysfs(&device.paths),
+        version: device.release.version.clone(),
+    }
+}
 
 impl Engine {
     pub(super) fn start_preparation(&mut self) -> Next {
@@ -25,7 +39,9 @@ impl Engine {
         let job = Preparation {
             target: self.device.booted().target(),
             slots: self.device.target_slots().cloned().collect(),
-            sysfs: device::sysfs(&self.device.paths),
+            ways: ways(&self.device),
+            cores: self.device.config.prepare.cores as usize,
+            checkpoint: self.device.config.prepare.checkpoint,
             hooks: self.hook_settings(),
             context: self.hook_context(None),
             attempt: attempt.number,
@@ -73,10 +89,19 @@ impl Engine {
         self.device.config.prepare.retry_wait.saturating_mul(1 << doublings).min(LONGEST_RETRY)
     }
 
-    pub(super) fn prepared(&mut self, outcome: Result<(), PrepareError>) {
+    pub(super) fn prepared(&mut self, outcome: Result<Transfer, PrepareError>) {
         let failure = match outcome {
-            Ok(()) => match self.record_durably(&Step::Prepared) {
+            Ok(transfer) => match self.record_durably(&Step::Prepared(transfer.clone())) {
                 Ok(()) => {
+                    tracing::info!(
+                        base = transfer.base.as_deref().unwrap_or("-"),
+                        fetched = transfer.fetched,
+                        copied = transfer.copied,
+                        kept = transfer.kept,
+                        healed = transfer.healed,
+                        saved = transfer.saved,
+                        "prepared"
+                    );
                     self.progress.send_replace(Progress::default());
                     units::start(&self.device.config.prepare.stop_units);
                     return;

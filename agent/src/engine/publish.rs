@@ -55,14 +55,19 @@ impl Engine {
 }
 
 /// What preparing and activating `offer` would do, one line each.
-pub(super) fn plan_steps(offer: &Offer, target: Group, device: &Device) -> Vec<String> {
+pub(super) fn plan_steps(offer: &Offer, bases: &[Option<String>], target: Group, device: &Device) -> Vec<String> {
     let tries = device.config.boot.tries.get();
     let deadline = device.config.health.deadline.as_secs();
     let mut steps = vec![format!("mark group {target} unbootable in the {} settings", device.loader.name())];
-    for payload in &offer.payloads {
+    for (index, payload) in offer.payloads.iter().enumerate() {
         let place = device.target_slots().find(|slot| slot.role == payload.role);
         let place = place.map_or_else(|| "no slot".to_owned(), |slot| slot.device.display().to_string());
-        steps.push(format!("write {} bytes of {} to {place}, sync, read back, compare", payload.size, payload.role));
+        let how = match bases.get(index) {
+            Some(Some(base)) => format!(" by delta from {base}"),
+            _ => String::new(),
+        };
+        let (size, role) = (payload.size, &payload.role);
+        steps.push(format!("write {size} bytes of {role}{how} to {place}, sync, read back, compare"));
     }
     steps.push(format!("make group {target} primary for {tries} counted tries: one write"));
     steps.push("reboot".to_owned());

@@ -1,176 +1,208 @@
 //! Writes one payload into its slot and proves that it is there.
+//!
+//! First what a delta makes of the booted slot, chunk by chunk; then, of the full data, the chunks that it could not
+//! make, or all where no delta is used; then a sync, and the whole image is read back.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use bascule_boot::disk::{Slot, open_target};
 use bascule_core::Digest;
 use bascule_image::limits::MAX_CHUNK_BYTES;
-use bascule_image::{BundleReader, Chunk, ChunkKind, Decoder, Payload};
+use bascule_image::{BundleReader, Chunk, ChunkTable, Payload};
 use sha2::{Digest as _, Sha256};
 
+use super::base::BaseSlot;
 use super::buffer::{ALIGN, Buffer};
+use super::pipeline::{Feeder, Line, Order};
 use super::slot::SlotFile;
+use super::ways::{Choice, check_fetched};
 use super::{Preparation, PrepareError, Tally};
 
-/// Buffers that go round between the two threads. With one more for stored bytes that is all the payload ever takes.
-const BUFFERS: usize = 4;
-
-/// What the writer thread is handed.
-enum Piece {
-    /// `len` verified bytes for `offset`.
-    Bytes { buffer: Buffer, offset: u64, len: usize },
-    /// A verified run of zeroes.
-    Zeroes { offset: u64, len: u64 },
+/// One payload on its way into its slot.
+struct Write<'w> {
+    job: &'w Preparation,
+    index: usize,
+    payload: &'w Payload,
+    slot: &'w Slot,
+    file: SlotFile,
+    /// What had been fetched before this payload.
+    before: u64,
 }
 
-/// Writes `payload`, syncs the slot, reads the whole image back and compares.
+/// Writes payload `index` into `slot`, syncs it, reads the whole image back and compares.
 pub(super) fn payload(
     job: &Preparation,
     bundle: &mut BundleReader,
-    payload: &Payload,
+    index: usize,
     slot: &Slot,
     tally: &mut Tally<'_>,
 ) -> Result<(), PrepareError> {
-    let file = open_target(slot, job.target, &job.sysfs)
+    let payloads = bundle.payloads().to_vec();
+    let Some(payload) = payloads.get(index) else { return Ok(()) };
+    let file = open_target(slot, job.target, &job.ways.sysfs)
         .map_err(|source| PrepareError::Open { role: slot.role.clone(), source })?;
-    let failed = slot_error("open", slot, 0);
-    let file = SlotFile::new(file, slot.size).map_err(failed)?;
-    write_chunks(job, bundle, slot, &file, tally)?;
-    file.sync().map_err(slot_error("sync", slot, 0))?;
-    let found = read_back(job, payload, slot, &file, tally)?;
+    let file = SlotFile::new(file, slot.size).map_err(slot_error("open", slot, 0))?;
+    let before = job.fetched.load(Ordering::Relaxed);
+    let write = Write { job, index, payload, slot, file, before };
+    match job.ways.choose(bundle, index)? {
+        Choice::Full { .. } => write.full(bundle, tally, None)?,
+        Choice::Delta { delta, label, base, .. } => {
+            tally.base(&label);
+            let missing = write.delta(bundle, tally, delta, &base)?;
+            if !missing.is_empty() {
+                write.heal(bundle, tally, &missing)?;
+            }
+        }
+    }
+    write.file.sync().map_err(slot_error("sync", slot, 0))?;
+    let found = read_back(job, payload, slot, &write.file, tally)?;
     if found == payload.sha256 {
         return Ok(());
     }
     Err(PrepareError::ReadBack { role: slot.role.clone(), device: slot.device.display().to_string() })
 }
 
-fn slot_error(doing: &'static str, slot: &Slot, offset: u64) -> impl FnOnce(std::io::Error) -> PrepareError {
+pub(super) fn slot_error(doing: &'static str, slot: &Slot, offset: u64) -> impl FnOnce(std::io::Error) -> PrepareError {
     let device = slot.device.display().to_string();
     move |source| PrepareError::Slot { doing, device, offset, source }
 }
 
-fn write_chunks(
-    job: &Preparation,
-    bundle: &mut BundleReader,
-    slot: &Slot,
-    file: &SlotFile,
-    tally: &mut Tally<'_>,
-) -> Result<(), PrepareError> {
-    let (pieces, to_write) = sync_channel::<Piece>(BUFFERS);
-    let (written, empty) = sync_channel::<Buffer>(BUFFERS);
-    for _ in 0..BUFFERS {
-        // The channel holds as many as there are, so this never waits.
-        let _ = written.send(Buffer::new(MAX_CHUNK_BYTES as usize));
+impl Write<'_> {
+    fn line<'l>(&'l self, base: Option<&'l BaseSlot>) -> Line<'l> {
+        let (makers, checkpoint) = (self.job.cores, self.job.checkpoint);
+        Line { slot: self.slot, file: &self.file, base, makers, checkpoint }
     }
-    thread::scope(|scope| {
-        let writer = scope.spawn(move || write_pieces(slot, file, to_write, written));
-        let fed = feed(job, bundle, slot, file, tally, &pieces, &empty);
-        drop(pieces);
-        let written = writer.join().unwrap_or_else(|_| {
-            let source = std::io::Error::other("the writing thread stopped");
-            Err(slot_error("write", slot, 0)(source))
-        });
-        // When the writer fails, feeding stops because nobody takes pieces any more: its error is the cause.
-        written.and(fed)
-    })
-}
 
-fn feed(
-    job: &Preparation,
-    bundle: &mut BundleReader,
-    slot: &Slot,
-    file: &SlotFile,
-    tally: &mut Tally<'_>,
-    pieces: &SyncSender<Piece>,
-    empty: &Receiver<Buffer>,
-) -> Result<(), PrepareError> {
-    let mut decoder = Decoder::new();
-    let mut stored = Vec::new();
-    while let Some(chunk) = bundle.peek_chunk() {
-        job.check_cancelled()?;
-        check_aligned(bundle, slot, &chunk)?;
-        let Ok(mut buffer) = empty.recv() else { return Ok(()) };
-        let len = chunk.len as usize;
-        if job.attempt > 1 && holds(file, &mut buffer, &chunk) {
-            bundle.skip_chunk();
-            tally.wrote(&slot.role, u64::from(chunk.len), true);
-            if pieces.send(Piece::Bytes { buffer, offset: chunk.offset, len: 0 }).is_err() {
+    /// Makes what the booted slot can make, and returns the places of the chunks that it cannot.
+    fn delta(
+        &self,
+        bundle: &mut BundleReader,
+        tally: &mut Tally<'_>,
+        delta: usize,
+        base: &BaseSlot,
+    ) -> Result<Vec<u64>, PrepareError> {
+        bundle.begin_delta(self.index, delta)?;
+        self.line(Some(base)).run(tally, |feeder| {
+            while let Some(chunk) = bundle.skip_delta_chunk() {
+                self.check(&chunk.output)?;
+                let Some(mut carton) = feeder.carton() else { return Ok(()) };
+                let order = if self.holds(&mut carton.out, &chunk.output) {
+                    Order::Kept(chunk.output)
+                } else {
+                    bundle.fetch_delta(&chunk, &mut carton.stored)?;
+                    Order::Delta(chunk)
+                };
+                if !feeder.hand_on(order, carton) {
+                    return Ok(());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes the chunks at `missing` whole.
+    fn heal(&self, bundle: &mut BundleReader, tally: &mut Tally<'_>, missing: &[u64]) -> Result<(), PrepareError> {
+        let table = bundle.chunk_table(self.index);
+        let wanted = table.into_iter().flat_map(|table| table.chunks());
+        let wanted = wanted.filter(|chunk| missing.binary_search(&chunk.index).is_ok());
+        let needed = wanted.fold(0u64, |sum, chunk| sum.saturating_add(u64::from(chunk.stored_len)));
+        let (role, chunks) = (self.slot.role.as_str(), missing.len());
+        tracing::warn!(role, chunks, bytes = needed, "the booted slot does not hold what the delta expects: healing");
+        let fetched = self.job.fetched.load(Ordering::Relaxed).saturating_sub(self.before);
+        let all = fetched.saturating_add(needed);
+        if let Some(limit) = self.job.ways.max_fetch.filter(|limit| all > *limit) {
+            return Err(PrepareError::FetchLimit { needed: all, limit });
+        }
+        self.full(bundle, tally, Some(missing)).map_err(|error| match error {
+            PrepareError::Bundle(source) => {
+                PrepareError::Heal { role: role.to_owned(), chunks, of: table_len(bundle, self.index), source }
+            }
+            other => other,
+        })
+    }
+
+    /// Makes chunks of the full data: all, or those at `only`.
+    fn full(&self, bundle: &mut BundleReader, tally: &mut Tally<'_>, only: Option<&[u64]>) -> Result<(), PrepareError> {
+        bundle.begin_payload(self.index)?;
+        self.line(None).run(tally, |feeder| self.feed_full(bundle, feeder, only)).map(drop)
+    }
+
+    fn feed_full(
+        &self,
+        bundle: &mut BundleReader,
+        feeder: &mut Feeder,
+        only: Option<&[u64]>,
+    ) -> Result<(), PrepareError> {
+        let mut runs = only.map(|only| runs(bundle.chunk_table(self.index), only)).unwrap_or_default().into_iter();
+        let mut run = runs.next();
+        while let Some(chunk) = bundle.peek_chunk() {
+            if only.is_some_and(|only| only.binary_search(&chunk.index).is_err()) {
+                bundle.skip_chunk();
+                continue;
+            }
+            if let Some((_, end)) = run.take_if(|(first, _)| *first == chunk.index) {
+                bundle.expect_full(end);
+                run = runs.next();
+            }
+            self.check(&chunk)?;
+            let Some(mut carton) = feeder.carton() else { return Ok(()) };
+            let order = if self.holds(&mut carton.out, &chunk) {
+                bundle.skip_chunk();
+                Order::Kept(chunk)
+            } else {
+                bundle.fetch_next(&mut carton.stored)?;
+                Order::Full { chunk, healed: only.is_some() }
+            };
+            if !feeder.hand_on(order, carton) {
                 return Ok(());
             }
-            continue;
         }
-        bundle.fetch_next(&mut stored)?;
-        if chunk.kind == ChunkKind::Zeroes {
-            decoder.check_zeroes(&chunk)?;
-            let zeroes = Piece::Zeroes { offset: chunk.offset, len: u64::from(chunk.len) };
-            if pieces.send(zeroes).is_err() {
-                return Ok(());
-            }
-        } else {
-            decoder.decode(&chunk, &stored, buffer.head_mut(len))?;
-        }
-        // A buffer that was not needed goes round as an empty piece, so that none is lost.
-        let len = if chunk.kind == ChunkKind::Zeroes { 0 } else { len };
-        if pieces.send(Piece::Bytes { buffer, offset: chunk.offset, len }).is_err() {
+        Ok(())
+    }
+
+    /// What must hold before each chunk.
+    fn check(&self, chunk: &Chunk) -> Result<(), PrepareError> {
+        self.job.check_cancelled()?;
+        check_fetched(self.job, self.before)?;
+        let last = chunk.offset.saturating_add(u64::from(chunk.len)) == self.payload.size;
+        let aligned = |value: u64| value.is_multiple_of(ALIGN as u64);
+        if aligned(chunk.offset) && (last || aligned(u64::from(chunk.len))) {
             return Ok(());
         }
-        tally.wrote(&slot.role, u64::from(chunk.len), false);
+        Err(PrepareError::Unaligned { role: self.slot.role.clone(), offset: chunk.offset })
     }
-    Ok(())
+
+    /// Whether the target already holds this chunk, by its hash alone; asked from the second attempt on.
+    fn holds(&self, buffer: &mut Buffer, chunk: &Chunk) -> bool {
+        let len = chunk.len as usize;
+        let padded = self.file.padded(chunk.offset, len);
+        self.job.attempt > 1
+            && self.file.read(buffer.head_mut(padded), chunk.offset).is_ok()
+            && Digest(Sha256::digest(buffer.head(len)).into()) == chunk.digest
+    }
 }
 
-/// Whether the target already holds this chunk, by its hash alone.
-fn holds(file: &SlotFile, buffer: &mut Buffer, chunk: &Chunk) -> bool {
-    let len = chunk.len as usize;
-    let padded = file.padded(chunk.offset, len);
-    if file.read(buffer.head_mut(padded), chunk.offset).is_err() {
-        return false;
-    }
-    Digest(Sha256::digest(buffer.head(len)).into()) == chunk.digest
-}
-
-fn check_aligned(bundle: &BundleReader, slot: &Slot, chunk: &Chunk) -> Result<(), PrepareError> {
-    let size = bundle.payloads().iter().find(|payload| payload.role == slot.role).map_or(0, |payload| payload.size);
-    let last = chunk.offset.saturating_add(u64::from(chunk.len)) == size;
-    let aligned = |value: u64| value.is_multiple_of(ALIGN as u64);
-    if aligned(chunk.offset) && (last || aligned(u64::from(chunk.len))) {
-        return Ok(());
-    }
-    Err(PrepareError::Unaligned { role: slot.role.clone(), offset: chunk.offset })
-}
-
-/// Ends with an error by dropping both its ends, which ends the feeding thread too.
-fn write_pieces(
-    slot: &Slot,
-    file: &SlotFile,
-    to_write: Receiver<Piece>,
-    written: SyncSender<Buffer>,
-) -> Result<(), PrepareError> {
-    let mut zeroes: Option<Buffer> = None;
-    while let Ok(piece) = to_write.recv() {
-        match piece {
-            Piece::Bytes { mut buffer, offset, len } => {
-                let padded = file.padded(offset, len);
-                if let Some(padding) = buffer.head_mut(padded).get_mut(len..) {
-                    padding.fill(0);
-                }
-                if len > 0 {
-                    file.write(buffer.head(padded), offset).map_err(slot_error("write", slot, offset))?;
-                }
-                let _ = written.send(buffer);
-            }
-            Piece::Zeroes { offset, len } => {
-                let padded = file.padded(offset, len as usize);
-                let by_command = file.zero(offset, padded as u64).map_err(slot_error("zero", slot, offset))?;
-                if !by_command {
-                    let zeroes = zeroes.get_or_insert_with(|| Buffer::new(MAX_CHUNK_BYTES as usize));
-                    file.write(zeroes.head(padded), offset).map_err(slot_error("write", slot, offset))?;
-                }
-            }
+/// Stretches of neighbouring chunks among those at `only`: the first one's place, and where the stored bytes of the
+/// last one end.
+fn runs(table: Option<&ChunkTable>, only: &[u64]) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let mut next = None;
+    let chunks = table.into_iter().flat_map(ChunkTable::chunks);
+    for chunk in chunks.filter(|chunk| only.binary_search(&chunk.index).is_ok()) {
+        let end = chunk.stored_offset.saturating_add(u64::from(chunk.stored_len));
+        match runs.last_mut().filter(|_| next == Some(chunk.index)) {
+            Some(run) => run.1 = end,
+            None => runs.push((chunk.index, end)),
         }
+        next = chunk.index.checked_add(1);
     }
-    Ok(())
+    runs
+}
+
+fn table_len(bundle: &BundleReader, index: usize) -> u64 {
+    bundle.chunk_table(index).map_or(0, ChunkTable::count)
 }
 
 /// SHA-256 of the whole image as the medium holds it, read on one thread and hashed on this one.

@@ -32,6 +32,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const MAX_REDIRECTS: usize = 5;
 /// How often a wait looks whether it was cancelled.
 const SLICE: Duration = Duration::from_millis(250);
+/// How much is asked for at once where it is not known how much is wanted: the head of most bundles. In bytes.
+const WINDOW: u64 = 64 << 10;
 /// A gap up to this long is read and dropped; a longer one is worth a new range request. In bytes.
 const DROP_LIMIT: u64 = 256 << 10;
 
@@ -69,6 +71,10 @@ pub struct HttpRead {
     url: String,
     fetched: Fetched,
     offset: u64,
+    /// Up to where bytes are wanted: no request asks for more, so that nothing is sent for nothing.
+    wanted: u64,
+    /// Where the answer at hand ends.
+    answered: u64,
     tag: Option<HeaderValue>,
     total: Option<u64>,
     /// Whether the server has answered a range with a range; until then it is believed to.
@@ -91,6 +97,8 @@ impl HttpRead {
             url: url.to_owned(),
             fetched,
             offset: 0,
+            wanted: WINDOW,
+            answered: 0,
             tag: None,
             total: None,
             ranges: true,
@@ -112,7 +120,7 @@ impl HttpRead {
         }
         let dropped = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
-                self.check_range(response.headers())?;
+                self.answered = self.check_range(response.headers())?;
                 0
             }
             // The server does not do ranges: what comes before the place we need is read and dropped.
@@ -120,6 +128,7 @@ impl HttpRead {
                 let length = length_of(response.headers());
                 self.check_total(length)?;
                 self.ranges = false;
+                self.answered = u64::MAX;
                 self.offset
             }
             status => return Err(HttpError::Status { url: self.url.clone(), status: status.as_u16() }),
@@ -154,7 +163,7 @@ impl HttpRead {
             .uri(uri)
             .header(header::USER_AGENT, concat!("bascule/", env!("CARGO_PKG_VERSION")))
             .header(header::ACCEPT_ENCODING, "identity")
-            .header(header::RANGE, format!("bytes={}-", self.offset));
+            .header(header::RANGE, format!("bytes={}-{}", self.offset, self.last_wanted()));
         if let Some(tag) = self.tag.as_ref().filter(|_| self.offset > 0) {
             request = request.header(header::IF_RANGE, tag);
         }
@@ -167,13 +176,22 @@ impl HttpRead {
         }
     }
 
-    fn check_range(&mut self, headers: &HeaderMap) -> Result<(), HttpError> {
+    /// The last byte to ask for: what is wanted, or a window's worth behind that.
+    fn last_wanted(&self) -> u64 {
+        let end = if self.wanted > self.offset { self.wanted } else { self.offset.saturating_add(WINDOW) };
+        end.min(self.total.unwrap_or(u64::MAX)).saturating_sub(1).max(self.offset)
+    }
+
+    /// Where the answer ends, if it begins where it was asked to.
+    fn check_range(&mut self, headers: &HeaderMap) -> Result<u64, HttpError> {
         let text = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or("");
-        let (first, total) = parse_range(text).ok_or_else(|| self.lies(format!("its Content-Range is {text:?}")))?;
+        let (first, last, total) =
+            parse_range(text).ok_or_else(|| self.lies(format!("its Content-Range is {text:?}")))?;
         if first != self.offset {
             return Err(self.lies(format!("it sent bytes from {first} where {} was asked for", self.offset)));
         }
-        self.check_total(total)
+        self.check_total(total)?;
+        Ok(last.saturating_add(1))
     }
 
     fn check_total(&mut self, total: Option<u64>) -> Result<(), HttpError> {
@@ -238,6 +256,12 @@ impl HttpRead {
                     return Ok(());
                 }
                 Ok(None) if self.total.is_none_or(|total| self.offset >= total) => return Ok(()),
+                // All that was asked for has come: the next range is no resumption.
+                Ok(None) if self.offset == self.answered => match self.connect() {
+                    Ok(()) if self.rest.is_empty() => continue,
+                    Ok(()) => return Ok(()),
+                    Err(error) => error,
+                },
                 Ok(None) => self.lies(format!("the connection ended at byte {}", self.offset)),
                 Err(error) => error,
             };
@@ -321,6 +345,16 @@ impl io::Read for HttpRead {
 }
 
 impl BundleRead for HttpRead {
+    fn expect(&mut self, end: u64) {
+        self.wanted = end;
+    }
+
+    fn beside(&self, name: &str) -> io::Result<Box<dyn BundleRead>> {
+        let url = beside(&self.url, name).ok_or(io::ErrorKind::InvalidInput)?;
+        let opened = HttpRead::open(&self.opener, &url, self.fetched.clone());
+        Ok(Box::new(opened.map_err(io::Error::other)?))
+    }
+
     fn total_len(&self) -> io::Result<Option<u64>> {
         Ok(self.total)
     }
@@ -332,6 +366,12 @@ impl BundleRead for HttpRead {
         self.offset = self.offset.saturating_add(held);
         let gap = gap.saturating_sub(held);
         if gap == 0 {
+            return Ok(());
+        }
+        if self.ranges && self.offset == self.answered {
+            // Nothing is on its way: the next read asks for bytes from there on.
+            self.body = None;
+            (self.offset, self.answered) = (offset, offset);
             return Ok(());
         }
         // A server without ranges would send everything again from the start.
@@ -377,13 +417,21 @@ async fn patiently<F: Future>(opener: &Opener, waited_for: F) -> Waited<F::Outpu
     }
 }
 
-/// The first byte and the total of `bytes FIRST-LAST/TOTAL`.
-fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
+/// First and last byte, and the total, of `bytes FIRST-LAST/TOTAL`.
+fn parse_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
     let total: Option<u64> = if total == "*" { None } else { Some(total.parse().ok()?) };
-    (first <= last && total.is_none_or(|total| last < total)).then_some((first, total))
+    (first <= last && total.is_none_or(|total| last < total)).then_some((first, last, total))
+}
+
+/// The address of a file in the same folder; a query or fragment belongs to the one file alone.
+fn beside(url: &str, name: &str) -> Option<String> {
+    let path = url.split(['?', '#']).next()?;
+    let authority = path.find("://")?.checked_add(3)?;
+    let folder = path.rfind('/').filter(|&at| at >= authority)?;
+    Some(format!("{}/{name}", path.get(..folder)?))
 }
 
 fn length_of(headers: &HeaderMap) -> Option<u64> {
@@ -413,11 +461,18 @@ mod tests {
 
     #[test]
     fn a_content_range_is_read_and_an_absurd_one_is_not() {
-        assert_eq!(parse_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(parse_range("bytes 5-9/*"), Some((5, None)));
+        assert_eq!(parse_range("bytes 5-9/10"), Some((5, 9, Some(10))));
+        assert_eq!(parse_range("bytes 5-9/*"), Some((5, 9, None)));
         for wrong in ["", "bytes 5-9", "bytes 9-5/10", "bytes 5-10/10", "bytes */10", "items 0-1/2", "bytes -1-2/3"] {
             assert_eq!(parse_range(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_file_beside_the_bundle_is_in_its_folder() {
+        assert_eq!(beside("http://a:8/x/b.bascule?t=1/2", "c").as_deref(), Some("http://a:8/x/c"));
+        assert_eq!(beside("http://a/b#c/d", "e").as_deref(), Some("http://a/e"));
+        assert_eq!(beside("http://a", "e"), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod stub;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use bascule_core::{BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step};
+use bascule_core::{BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step, Transfer};
 use stub::{Device, refusal};
 
 /// Exit code, standard output and standard error of one command.
@@ -59,7 +59,7 @@ fn prepare_is_followed_to_the_prepared_state_with_a_line_for_each_step() {
     let (code, out, err) = bascule(&device, &["prepare", "demo.bascule"]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.contains("Preparing version 2.0.0 in group b: writing root, 50 %"), "{out}");
-    assert!(out.contains("\n100 MiB verified in the target slots, 0 B fetched\n"), "{out}");
+    assert!(out.contains("\n100 MiB verified in the target slots: 0 B fetched\n"), "{out}");
     assert!(out.ends_with("Version 2.0.0 is prepared in group b and waits for `bascule activate`\n"), "{out}");
     let here = std::env::current_dir().unwrap().join("demo.bascule");
     assert_eq!(device.events(), [format!("prepare {} stop", here.display())]);
@@ -184,7 +184,7 @@ fn a_plan_lists_sizes_steps_and_every_blocker() {
     let device = Device::start();
     let (code, out, _) = bascule(&device, &["plan", "/x.bascule"]);
     let expected = "demo 2.0.0 (order 2) into group b
-  fetch  100 MiB
+  fetch  100 MiB, by delta from 1.0.0
   write  512 MiB, 128 MiB of it zeroes
 
   1. mark group b unbootable
@@ -202,7 +202,7 @@ fn history_and_explain_tell_how_it_ended_and_what_to_do() {
     let reason = RollbackReason::Unhealthy { detail: "10-ping exited with 1".into() };
     device.steps(&[
         Step::Preparing(stub::deployment("stub-7", "-")),
-        Step::Prepared,
+        Step::Prepared(Transfer { base: Some("1.0.0".into()), fetched: 1 << 20, copied: 64 << 20, ..Transfer::default() }),
         Step::Activating,
         Step::Activated,
         Step::RollingBack(reason),
@@ -210,10 +210,13 @@ fn history_and_explain_tell_how_it_ended_and_what_to_do() {
     ]);
     let (code, out, _) = bascule(&device, &["history"]);
     assert_eq!(code, 0);
-    assert!(out.ends_with("1.0.0 -> 2.0.0  group b  rolled back  it was unhealthy: 10-ping exited with 1\n"), "{out}");
+    let moved = "1 MiB fetched, 64 MiB made of 1.0.0";
+    let line = format!("1.0.0 -> 2.0.0  group b  rolled back  {moved}  it was unhealthy: 10-ping exited with 1\n");
+    assert!(out.ends_with(&line), "{out}");
     let (code, out, _) = bascule(&device, &["explain", "stub-7"]);
     assert_eq!(code, 0);
     assert!(out.starts_with("stub-7: demo 1.0.0 -> 2.0.0 into group b\n"), "{out}");
+    assert!(out.contains(&format!("\n{moved}\n")), "{out}");
     assert!(out.contains("deny-list") && out.contains("\nnext: publish a corrected bundle"), "{out}");
     let (code, _, err) = bascule(&device, &["explain", "nobody"]);
     assert_eq!(code, 1);

@@ -15,7 +15,7 @@ use bascule_agent::shared::{
 };
 use bascule_core::{
     Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group, Offer, Phase,
-    Record, Requires, Settings, Stamp, Step, Then,
+    Record, Requires, Settings, Stamp, Step, Then, Transfer,
 };
 use sha2::Digest as _;
 use tempfile::TempDir;
@@ -229,7 +229,7 @@ impl Loop {
         if let Some(ending) = end {
             return advance(&self.snapshot, &Step::Abandoned(ending));
         }
-        advance(&self.snapshot, &Step::Prepared);
+        advance(&self.snapshot, &Step::Prepared(Transfer::default()));
         if then == Then::Activate {
             pause().await;
             advance(&self.snapshot, &Step::Activating);
@@ -301,6 +301,7 @@ pub(crate) fn deployment(id: &str, source: &str) -> Deployment {
         then: Then::Stop,
         requested_by: "root".into(),
         began: 1_795_228_200,
+        transfer: None,
     }
 }
 
@@ -317,6 +318,7 @@ fn plan() -> Plan {
             payloads: Vec::new(),
         },
         target: Group::B,
+        base: Some("1.0.0".into()),
         fetch_bytes: 100 << 20,
         write_bytes: 512 << 20,
         zero_bytes: 128 << 20,

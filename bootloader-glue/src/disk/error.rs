@@ -134,6 +134,16 @@ pub enum DiskError {
         /// Why not.
         why: String,
     },
+    /// A slot of the booted group was to be read and is none.
+    #[error("slot {role} of group {group} cannot be read as the booted one: {why}")]
+    NotBooted {
+        /// The slot's role.
+        role: String,
+        /// The slot's group.
+        group: Group,
+        /// Why not.
+        why: String,
+    },
     /// Someone holds the target.
     #[error("{} is in use: {holder}", .device.display())]
     Held {
@@ -174,6 +184,7 @@ impl DiskError {
             DiskError::TableChanged { .. } => "disk.table-changed",
             DiskError::Cloned { .. } => "disk.cloned",
             DiskError::NotATarget { .. } => "disk.not-a-target",
+            DiskError::NotBooted { .. } => "disk.not-booted",
             DiskError::Held { .. } => "disk.held",
             DiskError::Open { .. } => "disk.open",
         }
@@ -204,7 +215,9 @@ impl DiskError {
             DiskError::Overlap { .. } => "repair the partition table: one of the entries is wrong",
             DiskError::TableChanged { .. } => "restart the device, so that the kernel reads the partition table again",
             DiskError::Cloned { .. } => "remove one of the disks, or give it new GUIDs with `sgdisk --randomize-guids`",
-            DiskError::NotATarget { .. } => "this is a fault of the program; please report it",
+            DiskError::NotATarget { .. } | DiskError::NotBooted { .. } => {
+                "this is a fault of the program; please report it"
+            }
             DiskError::Held { .. } => "unmount or stop what holds it; nothing was written",
             DiskError::Open { .. } => "the daemon must run as root, and the device must be writable",
         };

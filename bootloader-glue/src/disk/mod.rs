@@ -8,6 +8,7 @@
 //! /proc/self/mountinfo "/" -> 259:3 -> /sys/dev/block/259:3 -> partition 3 of nvme0n1 -> /dev/nvme0n1's table
 //! ```
 
+mod booted;
 mod error;
 pub mod rehearsal;
 mod slots;
@@ -18,6 +19,7 @@ mod target;
 use std::path::PathBuf;
 
 use bascule_core::{BootedGroup, Group};
+pub use booted::open_booted;
 pub use error::DiskError;
 pub use slots::{Selector, SlotRole, SlotTable};
 pub use sysfs::Sysfs;

@@ -36,11 +36,11 @@ mod cost {
     pub(super) const NEW: u32 = 5;
     pub(super) const REPEATED: u32 = 1;
     /// A difference after an equal byte, and after another difference.
-    pub(super) const DIFFERENCE: u32 = 15;
-    pub(super) const NEXT_DIFFERENCE: u32 = 8;
+    pub(super) const DIFFERENCE: u32 = 12;
+    pub(super) const NEXT_DIFFERENCE: u32 = 7;
     /// Going over to another diagonal, and to new bytes.
-    pub(super) const JUMP: u32 = 48;
-    pub(super) const STOP: u32 = 8;
+    pub(super) const JUMP: u32 = 40;
+    pub(super) const STOP: u32 = 4;
 }
 
 /// Takes `new` apart.

@@ -258,7 +258,11 @@ fn mistakes_of_judgement() -> Vec<Mistake> {
             )
         }),
         ("takes an interrupted preparation for a finished one", |r, o, p| {
-            instead(decide(r, o, p), &Action::Record(Step::NextAttempt), Action::Record(Step::Prepared))
+            instead(
+                decide(r, o, p),
+                &Action::Record(Step::NextAttempt),
+                Action::Record(Step::Prepared(Transfer::default())),
+            )
         }),
         ("arms again what was armed already", |r, o, p| match &r.state {
             State::Activating { deployment } if deployment.target != o.booted => {

@@ -311,6 +311,7 @@ impl World {
             then,
             requested_by: "model".into(),
             began: 0,
+            transfer: None,
         };
         self.step(&Step::Preparing(deployment))
     }
@@ -322,7 +323,7 @@ impl World {
         {
             *pending = None;
         }
-        if matches!(step, Step::Prepared | Step::Abandoned(_)) && matches!(pending, Some(Event::Offer { .. })) {
+        if matches!(step, Step::Prepared(_) | Step::Abandoned(_)) && matches!(pending, Some(Event::Offer { .. })) {
             *pending = None;
         }
         done
@@ -346,7 +347,7 @@ impl World {
                 let temper = TEMPERS.get(order as usize).copied().unwrap_or(Temper::Good);
                 self.slots[index(target)] = Content::System { order, temper };
                 self.durable(format!("slot {target}: all chunks, read back"))?;
-                return self.step(&Step::Prepared).map(|()| {
+                return self.step(&Step::Prepared(Transfer::default())).map(|()| {
                     if matches!(pending, Some(Event::Offer { .. })) {
                         *pending = None;
                     }

@@ -1,0 +1,174 @@
+//! Chooses how a payload is made: the first way of the policy that is possible, before anything of it is fetched.
+//!
+//! Which image the booted slot holds is not asked of a name or a record but of the slot: a few chunks' sources, spread
+//! over the delta, are read and held against the digests of the signed table. A delta none of which fits is for
+//! another base. One that fits in part is for a base that was written to: the rest is taken whole, chunk by chunk.
+
+use std::sync::atomic::Ordering;
+
+use bascule_boot::disk::{Slot, Sysfs};
+use bascule_core::BootedGroup;
+use bascule_image::manifest::{BlobsPlace, DeltaRef};
+use bascule_image::{BundleReader, DeltaTable, Payload};
+
+use super::base::{BaseSlot, Source};
+use super::{Preparation, PrepareError};
+use crate::config::Way;
+
+/// How many chunks are looked at to find out whether a delta fits.
+const PROBES: usize = 16;
+
+/// What the policy allows, and what the booted slots may offer.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    /// Ways in order of preference.
+    pub order: Vec<Way>,
+    /// Most bytes that one attempt may fetch.
+    pub max_fetch: Option<u64>,
+    /// The booted group.
+    pub booted: BootedGroup,
+    /// Its slots.
+    pub slots: Vec<Slot>,
+    /// The system's view of disks.
+    pub sysfs: Sysfs,
+    /// The version that the booted root says it is.
+    pub version: String,
+}
+
+/// How one payload is made.
+pub(crate) enum Choice {
+    /// Delta number `delta` against the booted slot.
+    Delta {
+        /// Its place in the manifest.
+        delta: usize,
+        /// What it is applied to, for people.
+        label: String,
+        /// The booted slot.
+        base: BaseSlot,
+        /// Stored bytes of the delta.
+        fetch: u64,
+    },
+    /// The full data.
+    Full {
+        /// Their stored bytes.
+        fetch: u64,
+    },
+}
+
+impl Choice {
+    /// Stored bytes that it takes, if every probed chunk stands for all.
+    pub(crate) fn fetch(&self) -> u64 {
+        match self {
+            Choice::Delta { fetch, .. } | Choice::Full { fetch } => *fetch,
+        }
+    }
+
+    /// What a delta is applied to.
+    pub(crate) fn base(&self) -> Option<String> {
+        match self {
+            Choice::Delta { label, .. } => Some(label.clone()),
+            Choice::Full { .. } => None,
+        }
+    }
+}
+
+impl Ways {
+    /// Whether a delta's table is worth reading: deltas are allowed, and it is not against a version that is known not
+    /// to be the booted one.
+    pub(crate) fn wanted(&self, delta: &DeltaRef) -> bool {
+        self.order.contains(&Way::Delta) && delta.base.version.as_ref().is_none_or(|version| *version == self.version)
+    }
+
+    /// The first way that is possible.
+    ///
+    /// # Errors
+    /// [`PrepareError::NoWay`] with what speaks against each.
+    pub(crate) fn choose(&self, bundle: &BundleReader, index: usize) -> Result<Choice, PrepareError> {
+        let payloads = bundle.payloads();
+        let payload = payloads.get(index).ok_or(bascule_image::BundleError::Misuse("there is no such payload"))?;
+        let mut reasons = Vec::new();
+        for way in &self.order {
+            let found = match way {
+                Way::Delta => self.delta(bundle, index, payload),
+                Way::Full => full(payload),
+            };
+            match found.and_then(|choice| self.within(choice)) {
+                Ok(choice) => return Ok(choice),
+                Err(reason) => {
+                    let (role, way) = (payload.role.as_str(), way.as_str());
+                    tracing::info!(role, way, reason, "a way that is not gone");
+                    reasons.push(format!("{way}: {reason}"));
+                }
+            }
+        }
+        Err(PrepareError::NoWay { role: payload.role.clone(), reasons: reasons.join("; ") })
+    }
+
+    fn within(&self, choice: Choice) -> Result<Choice, String> {
+        match self.max_fetch {
+            Some(limit) if choice.fetch() > limit => {
+                Err(format!("it takes {} bytes, and prepare.max_fetch allows {limit}", choice.fetch()))
+            }
+            _ => Ok(choice),
+        }
+    }
+
+    fn delta(&self, bundle: &BundleReader, index: usize, payload: &Payload) -> Result<Choice, String> {
+        if payload.deltas.is_empty() {
+            return Err("the bundle has none".into());
+        }
+        let slot = self.slots.iter().find(|slot| slot.role == payload.role);
+        let slot = slot.ok_or_else(|| format!("the booted group has no slot {:?}", payload.role))?;
+        let base = BaseSlot::open(slot, self.booted, &self.sysfs)?;
+        let mut best: Option<(usize, usize)> = None;
+        for (number, delta) in payload.deltas.iter().enumerate() {
+            let Some(table) = bundle.delta_table(index, number).filter(|_| base.can_hold(delta.base.size)) else {
+                continue;
+            };
+            let held = probe(&base, bundle, index, table);
+            if held > best.map_or(0, |(_, most)| most) {
+                best = Some((number, held));
+            }
+        }
+        let fits = best.and_then(|(number, held)| Some((number, held, payload.deltas.get(number)?)));
+        let Some((delta, held, about)) = fits else {
+            return Err(format!(
+                "none of the {} in the bundle is against what the booted slot holds",
+                payload.deltas.len()
+            ));
+        };
+        let label = about.base.version.clone().unwrap_or_else(|| about.base.sha256.to_string());
+        tracing::info!(role = payload.role, base = label, held, "a delta fits the booted slot");
+        Ok(Choice::Delta { delta, label, base, fetch: about.blobs })
+    }
+}
+
+fn full(payload: &Payload) -> Result<Choice, String> {
+    match payload.blobs.place {
+        BlobsPlace::Absent => Err("the bundle holds no full data".into()),
+        BlobsPlace::Inside | BlobsPlace::Beside => Ok(Choice::Full { fetch: payload.blobs.length }),
+    }
+}
+
+/// How many of a few chunks find their source in the booted slot. A delta that asks nothing of it always fits.
+fn probe(base: &BaseSlot, bundle: &BundleReader, index: usize, table: &DeltaTable) -> usize {
+    let Some(full) = bundle.chunk_table(index) else { return 0 };
+    let with_source = || table.chunks(full).filter(|chunk| !chunk.source.is_empty());
+    let count = with_source().count();
+    if count == 0 {
+        return PROBES;
+    }
+    let mut buffer = BaseSlot::buffer();
+    let step = count.div_ceil(PROBES);
+    let probed = with_source().step_by(step);
+    probed.filter(|chunk| matches!(base.source(chunk, &mut buffer), Source::Held(_))).count()
+}
+
+/// Stops an attempt that fetches more than the policy allows.
+pub(super) fn check_fetched(job: &Preparation, before: u64) -> Result<(), PrepareError> {
+    let fetched = job.fetched.load(Ordering::Relaxed).saturating_sub(before);
+    match job.ways.max_fetch {
+        Some(limit) if fetched > limit => Err(PrepareError::FetchLimit { needed: fetched, limit }),
+        _ => Ok(()),
+    }
+}
