@@ -3,6 +3,7 @@
 mod cargo;
 mod check;
 mod ci;
+mod fuzz;
 mod image;
 mod scenes;
 mod setup;
@@ -21,7 +22,7 @@ struct Command {
     run: fn(&[String]) -> Result<ExitCode>,
 }
 
-const COMMANDS: [Command; 9] = [
+const COMMANDS: [Command; 10] = [
     Command {
         name: "setup",
         arguments: "[--no-install]",
@@ -60,6 +61,12 @@ const COMMANDS: [Command; 9] = [
         arguments: "install [ROUNDS] | delta [OPTIONS] | apply [ROUNDS]",
         about: "measure an install against dd and rauc, deltas against their peers, or installing by delta against dd",
         run: scenes::bench,
+    },
+    Command {
+        name: "fuzz",
+        arguments: "delta [--minutes N] [--seed S] [--threads N] [--replay CASE]",
+        about: "damage deltas with knowledge of their structure, and hold the decoder against a second reading",
+        run: fuzz::run,
     },
 ];
 
