@@ -14,9 +14,9 @@ use crate::delta::file::check_chunk_bytes;
 use crate::delta::image::{DeltaSpec, Tally, encode_image};
 use crate::delta::index::BaseIndex;
 use crate::error::BundleError;
-use crate::format::Header;
+use crate::format::{Header, within};
 use crate::keys::{KeyDir, KeysError};
-use crate::limits::{FORMAT_VERSION, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, PLAIN_FORMAT_VERSION};
+use crate::limits::{FORMAT_VERSION, MAX_CHUNK_BYTES, MAX_DELTAS, MIN_CHUNK_BYTES, PLAIN_FORMAT_VERSION};
 use crate::manifest::{BaseImage, BlobsPlace, BlobsRef, DeltaRef, Manifest, Payload, TableRef, sha256};
 use crate::output::{Output, directory};
 use crate::release::Release;
@@ -101,6 +101,10 @@ pub fn create_bundle(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Summary, WriteError> {
     check_chunk_bytes(spec.chunk_bytes).map_err(|_| WriteError::ChunkSize(spec.chunk_bytes))?;
+    for (role, _) in &spec.payloads {
+        let deltas = spec.bases.iter().filter(|base| base.role == *role).count() as u64;
+        within("the list of deltas", deltas, MAX_DELTAS as u64).map_err(WriteError::Rule)?;
+    }
     let directory = directory(output);
     let mut blobs = tempfile::tempfile_in(directory).map_err(at("making a temporary file in", directory))?;
     let (mut tables, mut payloads) = (Vec::new(), Vec::new());
@@ -130,8 +134,7 @@ pub fn create_bundle(
     let manifest = manifest(&spec.release, payloads);
     manifest.check().map_err(WriteError::Rule)?;
     let bytes = manifest.to_bytes();
-    crate::format::within("a manifest", bytes.len() as u64, crate::limits::MAX_MANIFEST_BYTES)
-        .map_err(WriteError::Rule)?;
+    within("a manifest", bytes.len() as u64, crate::limits::MAX_MANIFEST_BYTES).map_err(WriteError::Rule)?;
     let metadata = keys.sign_manifest(&manifest.target_name(), &bytes, spec.now, spec.expires)?;
     let metadata = metadata.to_bytes().map_err(WriteError::Rule)?;
     let header = Header { version: spec.format(), metadata: metadata.len() as u64, manifest: bytes.len() as u64 };

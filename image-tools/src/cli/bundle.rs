@@ -1,20 +1,22 @@
 //! `bascule-image bundle`.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bascule_image::delta::image::Tally;
 use bascule_image::keys::KeyDir;
 use bascule_image::limits::MAX_CHUNK_BYTES;
-use bascule_image::manifest::sha256;
+use bascule_image::manifest::{BlobsPlace, sha256};
 use bascule_image::release::Release;
 use bascule_image::trust::SIGNED_AT;
-use bascule_image::write::{BundleSpec, Summary, create_bundle};
-use bascule_image::{BundleError, BundleRead, BundleReader, Digest, ForwardOnly, Manifest, Opening, TrustStore};
-use clap::{Args, Subcommand};
+use bascule_image::write::{BundleSpec, DEFAULT_DELTA_LEVEL, DEFAULT_LEVEL, Summary, create_bundle};
+use bascule_image::{BundleFile, BundleRead, Digest, ForwardOnly, Manifest, Opening, Payload};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
+use super::delta::made_of;
+use super::from::{Bases, From, from};
+use super::verify::{Verify, name};
 use super::{show, value};
 
 /// The commands about bundles.
@@ -31,13 +33,7 @@ pub(crate) enum Bundle {
         json: bool,
     },
     /// Check a bundle whole: signatures, and every byte of every image.
-    Verify {
-        /// The bundle, or - for standard input.
-        bundle: PathBuf,
-        /// The root.json that devices pin.
-        #[arg(long)]
-        root: PathBuf,
-    },
+    Verify(Verify),
 }
 
 /// What a bundle is made of.
@@ -56,9 +52,19 @@ pub(crate) struct Create {
     #[arg(short, long)]
     output: PathBuf,
     /// The zstd level.
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=22))]
+    #[arg(long, default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
-    /// Bytes of a chunk, 4K to 1M.
+    /// An image that devices may run now, or an older bundle with it: a delta is made against it; may be repeated.
+    /// Devices whose version is not VERSION pass the delta over; a bundle tells its version itself.
+    #[arg(long = "from", value_name = "[ROLE][@VERSION=]IMAGE", value_parser = from)]
+    bases: Vec<From>,
+    /// The zstd level of deltas.
+    #[arg(long, default_value_t = DEFAULT_DELTA_LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
+    delta_level: i32,
+    /// Where the full data go, which devices need that run another image: in the bundle, in files beside it, nowhere.
+    #[arg(long, value_enum, default_value_t = Full::Inside)]
+    full: Full,
+    /// Bytes of a chunk: a multiple of 4K up to 1M.
     #[arg(long, default_value_t = u64::from(MAX_CHUNK_BYTES), value_parser = value::size)]
     chunk_size: u64,
     /// Hardware it runs on, instead of what release.toml says; may be repeated.
@@ -72,12 +78,20 @@ pub(crate) struct Create {
     json: bool,
 }
 
+/// Where the full data go.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Full {
+    Inside,
+    Beside,
+    Absent,
+}
+
 impl Bundle {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Bundle::Create(create) => create.run(),
             Bundle::Inspect { bundle, json } => inspect(&bundle, json),
-            Bundle::Verify { bundle, root } => verify(&bundle, &root),
+            Bundle::Verify(verify) => verify.run(),
         }
     }
 }
@@ -88,9 +102,13 @@ impl Create {
         if !self.compatible.is_empty() {
             release.compatible = self.compatible;
         }
-        let mut total = 0;
-        for (_, image) in &self.payloads {
-            total += std::fs::metadata(image).with_context(|| format!("reading {image:?} failed"))?.len();
+        let roles: Vec<_> = self.payloads.iter().map(|(role, _)| role.as_str()).collect();
+        let bases = Bases::open(&self.bases, &roles, &self.keys, &self.output)?;
+        let mut total = 0u64;
+        for (role, image) in &self.payloads {
+            let size = std::fs::metadata(image).with_context(|| format!("reading {image:?} failed"))?.len();
+            let deltas = bases.specs.iter().filter(|base| base.role == *role).count() as u64;
+            total = total.saturating_add(size.saturating_mul(deltas.saturating_add(1)));
         }
         let now = value::now()?;
         let spec = BundleSpec {
@@ -100,17 +118,22 @@ impl Create {
             chunk_bytes: u32::try_from(self.chunk_size).unwrap_or(u32::MAX),
             now,
             expires: self.expires.from(now)?,
-            bases: Vec::new(),
-            delta_level: 19,
-            full: Default::default(),
+            bases: bases.specs.clone(),
+            delta_level: self.delta_level,
+            full: match self.full {
+                Full::Inside => BlobsPlace::Inside,
+                Full::Beside => BlobsPlace::Beside,
+                Full::Absent => BlobsPlace::Absent,
+            },
         };
         let bar = show::progress(total, "compressing");
         let made = create_bundle(&spec, &KeyDir::open(self.keys), &self.output, &mut |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
         if self.json {
-            show::json(
-                &json!({ "bundle": self.output, "bytes": made.bundle_bytes, "digest": made.digest, "manifest": made.manifest }),
-            );
+            show::json(&json!({
+                "bundle": self.output, "bytes": made.bundle_bytes, "digest": made.digest, "manifest": made.manifest,
+                "deltas_made_of": made.deltas,
+            }));
         } else {
             tell(&self.output, &made);
         }
@@ -120,10 +143,11 @@ impl Create {
 
 fn tell(output: &Path, made: &Summary) {
     show::line(format_args!("{}  {}", output.display(), show::size(made.bundle_bytes)));
-    describe(&made.manifest, &made.digest);
+    describe(&made.manifest, &made.digest, &made.deltas);
 }
 
-fn describe(manifest: &Manifest, digest: &Digest) {
+/// What a manifest says; `deltas` are what its deltas make the images of, where that is known.
+pub(crate) fn describe(manifest: &Manifest, digest: &Digest, deltas: &[Tally]) {
     let requires = &manifest.requires;
     show::line(format_args!("  product      {} {} (order {})", manifest.product, manifest.version, manifest.order));
     show::line(format_args!("  compatible   {}", manifest.compatible.join(", ")));
@@ -132,19 +156,42 @@ fn describe(manifest: &Manifest, digest: &Digest) {
         show::line(format_args!("  requires     {}", serde_json::to_string(requires).unwrap_or_default()));
     }
     show::line(format_args!("  manifest     {digest}"));
+    let mut tallies = deltas.iter();
     for payload in &manifest.payloads {
-        let stored = show::size(payload.blobs.length + payload.chunk_table.length);
-        show::line(format_args!("  payload      {}: {}, stored in {stored}", payload.role, show::size(payload.size)));
+        let full = payload.blobs.length.saturating_add(payload.chunk_table.length);
+        let place = match payload.blobs.place {
+            BlobsPlace::Inside => format!("stored in {}", show::size(full)),
+            BlobsPlace::Beside => {
+                format!("{} stored beside, in {}", show::size(full), manifest.full_data_name(&payload.role))
+            }
+            BlobsPlace::Absent => "only deltas, no full data".to_owned(),
+        };
+        show::line(format_args!("  payload      {}: {}, {place}", payload.role, show::size(payload.size)));
         show::line(format_args!("               SHA-256 {}", payload.sha256));
+        describe_deltas(payload, full, &mut tallies);
     }
 }
 
-fn input(bundle: &Path) -> anyhow::Result<Box<dyn BundleRead>> {
+fn describe_deltas(payload: &Payload, full: u64, tallies: &mut dyn Iterator<Item = &Tally>) {
+    for delta in &payload.deltas {
+        let bytes = delta.blobs.saturating_add(delta.table.length);
+        let (stored, share) = (show::size(bytes), show::share(bytes, full));
+        show::line(format_args!("  delta        {} from {}: {stored}, {share} of the full", payload.role, name(delta)));
+        if delta.base.version.is_some() {
+            show::line(format_args!("               SHA-256 {}", delta.base.sha256));
+        }
+        if let Some(tally) = tallies.next() {
+            show::line(format_args!("               made of {}", made_of(tally)));
+        }
+    }
+}
+
+/// Opens a bundle from a path or standard input.
+pub(crate) fn input(bundle: &Path) -> anyhow::Result<Box<dyn BundleRead>> {
     if bundle == Path::new("-") {
         return Ok(Box::new(ForwardOnly::new(std::io::stdin())));
     }
-    let file = File::open(bundle).with_context(|| format!("opening {bundle:?} failed"))?;
-    Ok(Box::new(file))
+    Ok(Box::new(BundleFile::open(bundle).with_context(|| format!("opening {bundle:?} failed"))?))
 }
 
 fn inspect(bundle: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -164,37 +211,10 @@ fn inspect(bundle: &Path, as_json: bool) -> anyhow::Result<()> {
         show::json(&json!({ "verified": false, "digest": digest, "manifest": manifest, "metadata": metadata }));
     } else {
         show::line(format_args!("{} (signatures not checked)", bundle.display()));
-        describe(&manifest, &digest);
+        describe(&manifest, &digest, &[]);
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
         show::line(format_args!("  signed at    {}", text(&signed(SIGNED_AT))));
         show::line(format_args!("  expires      {}", text(&signed("expires"))));
     }
-    Ok(())
-}
-
-fn verify(bundle: &Path, root: &Path) -> anyhow::Result<()> {
-    let scratch = tempfile::tempdir().context("making a temporary directory failed")?;
-    let trust = TrustStore::new(root, scratch.path().join("accepted.json"));
-    let mut reader = BundleReader::open(input(bundle)?, &trust, value::now()?)?;
-    let payloads = reader.payloads().to_vec();
-    let bar = show::progress(payloads.iter().map(|payload| payload.size).sum(), "checking");
-    let mut buffer = vec![0; MAX_CHUNK_BYTES as usize];
-    for (index, payload) in payloads.iter().enumerate() {
-        reader.begin_payload(index)?;
-        let mut whole = Sha256::new();
-        while let Some(chunk) = reader.next_chunk(&mut buffer)? {
-            whole.update(buffer.get(..chunk.len as usize).unwrap_or_default());
-            bar.inc(u64::from(chunk.len));
-        }
-        if Digest(whole.finalize().into()) != payload.sha256 {
-            let fault = format!("the image of {:?} has another SHA-256 than its manifest says", payload.role);
-            return Err(BundleError::ManifestInvalid(fault).into());
-        }
-    }
-    bar.finish_and_clear();
-    show::line(format_args!("{} is whole and signed", bundle.display()));
-    describe(reader.manifest(), &reader.manifest_digest());
-    show::line(format_args!("  expires      {}", reader.accepted().expires()));
-    reader.finish()?;
     Ok(())
 }

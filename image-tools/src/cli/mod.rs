@@ -3,9 +3,11 @@
 mod bundle;
 mod delta;
 mod disk;
+mod from;
 mod keys;
 mod show;
 mod value;
+mod verify;
 
 use bascule_image::disk::DiskError;
 use bascule_image::{BundleError, DeltaError, TrustError};
