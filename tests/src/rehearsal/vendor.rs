@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use bascule_core::{Digest, Requires};
 use bascule_image::Timestamp;
 use bascule_image::keys::{KeyDir, NewKeys};
+use bascule_image::manifest::BlobsPlace;
 use bascule_image::release::Release;
-use bascule_image::write::{BundleSpec, create_bundle};
+use bascule_image::write::{BaseSpec, BundleSpec, create_bundle};
 use sha2::{Digest as _, Sha256};
 
 use super::scratch;
@@ -71,6 +72,10 @@ pub struct SystemSpec {
     pub temper: Temper,
     /// Length of its image in bytes.
     pub size: usize,
+    /// The system that it is an update of: its bundle has a delta against that one's image.
+    pub base: Option<System>,
+    /// Where the bundle's full data are.
+    pub full: BlobsPlace,
 }
 
 impl SystemSpec {
@@ -85,7 +90,13 @@ impl SystemSpec {
             security_epoch: 0,
             requires: Requires::default(),
         };
-        SystemSpec { release, temper, size: IMAGE_BYTES }
+        SystemSpec { release, temper, size: IMAGE_BYTES, base: None, full: BlobsPlace::Inside }
+    }
+
+    /// A good system that shares most of its image with `base`; the delta says which version it is against.
+    #[must_use]
+    pub fn update_of(base: &System, order: u64) -> Self {
+        SystemSpec { size: base.size, base: Some(base.clone()), ..SystemSpec::new(order, Temper::Good) }
     }
 }
 
@@ -135,14 +146,24 @@ impl Vendor {
     pub fn make(&self, spec: SystemSpec) -> Result<System> {
         let name = format!("{}-{}", spec.release.version, spec.release.compatible.join("+"));
         let (image, bundle) = (self.path(&format!("{name}.image")), self.path(&format!("{name}.bascule")));
-        let bytes = image_bytes(spec.release.order, spec.size);
+        let fresh = image_bytes(spec.release.order, spec.size);
+        let bytes = match &spec.base {
+            Some(base) => update(&read(&base.image)?, fresh),
+            None => fresh,
+        };
         fs::write(&image, &bytes)?;
         let now = Timestamp::now();
         let payloads = vec![("root".into(), image.clone())];
         let plain = BundleSpec::new(spec.release.clone(), payloads, now, now.checked_add(jiff_seconds(2 * YEAR))?);
-        let bundle_spec = BundleSpec { level: 3, chunk_bytes: CHUNK_BYTES, ..plain };
+        let base = |base: &System| BaseSpec {
+            role: "root".into(),
+            image: base.image.clone(),
+            version: Some(base.release.version.clone()),
+        };
+        let (bases, full) = (spec.base.iter().map(base).collect(), spec.full);
+        let bundle_spec = BundleSpec { level: 3, chunk_bytes: CHUNK_BYTES, bases, full, ..plain };
         let made = create_bundle(&bundle_spec, &self.keys, &bundle, &mut |_| ()).context("cannot make the bundle")?;
-        let SystemSpec { release, temper, size } = spec;
+        let SystemSpec { release, temper, size, .. } = spec;
         Ok(System { release, temper, size, sha256: sha256(&bytes), image, bundle, manifest: made.digest })
     }
 }
@@ -174,6 +195,27 @@ fn image_bytes(order: u64, size: usize) -> Vec<u8> {
     }
     bytes.truncate(size);
     bytes
+}
+
+/// An update of `old`: of five chunks in a row one is as it was, one has moved by some bytes, one has bytes changed here
+/// and there, one is zeroes, and one is `fresh`.
+fn update(old: &[u8], mut fresh: Vec<u8>) -> Vec<u8> {
+    let length = CHUNK_BYTES as usize;
+    let shift = 100;
+    for (number, chunk) in fresh.chunks_mut(length).enumerate() {
+        let start = number * length;
+        let same = old.get(start..start + chunk.len());
+        match (number % 5, same, old.get(start + shift..start + shift + chunk.len())) {
+            (0, Some(same), _) => chunk.copy_from_slice(same),
+            (1, _, Some(moved)) => chunk.copy_from_slice(moved),
+            (2, Some(same), _) => {
+                chunk.copy_from_slice(same);
+                chunk.iter_mut().step_by(1000).for_each(|byte| *byte = byte.wrapping_add(3));
+            }
+            _ => {}
+        }
+    }
+    fresh
 }
 
 /// SHA-256 of bytes in memory.
