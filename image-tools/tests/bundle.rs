@@ -112,9 +112,7 @@ fn what_is_no_bundle_or_too_new_or_announces_too_much_is_refused_before_it_is_re
 
 /// Signs any manifest with the vendor's keys and puts it together with tables and blobs.
 fn forge(house: &House, name: &str, manifest: &[u8], rest: &[u8]) -> Vec<u8> {
-    let metadata = house.keys.sign_manifest(name, manifest, now(), years(1)).unwrap().to_bytes().unwrap();
-    let header = Header { version: 1, metadata: metadata.len() as u64, manifest: manifest.len() as u64 };
-    [&header.to_bytes()[..], &metadata, manifest, rest].concat()
+    house.forge(1, name, manifest, rest)
 }
 
 fn edited(house: &House, edit: impl Fn(&mut serde_json::Value)) -> Vec<u8> {

@@ -153,6 +153,15 @@ mod tests {
     }
 
     #[test]
+    fn a_copied_chunk_of_another_length_than_its_source_is_refused() {
+        for output in [&SOURCE[1..], &[SOURCE, b"x"].concat()] {
+            let wrong = chunk(Way::Copied, b"", output);
+            let refused = ChunkMaker::new().make(&wrong, b"", SOURCE, &mut [9; 100]).unwrap_err();
+            assert!(refused.to_string().contains("source's length"), "{refused}");
+        }
+    }
+
+    #[test]
     fn a_source_that_differs_in_one_bit_does_not_match() {
         for way in [Way::Copied, Way::Patched { source: sha256(SOURCE) }] {
             let chunk = chunk(way, b"", SOURCE);

@@ -191,3 +191,6 @@ fn read_head(input: &mut Input) -> Result<Vec<u8>, DeltaError> {
     within("the head", length, MAX_DELTA_HEAD_BYTES)?;
     Ok(input.section(length)?)
 }
+
+#[cfg(test)]
+mod tests;

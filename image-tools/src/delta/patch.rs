@@ -93,13 +93,13 @@ impl Patcher {
             place = place.checked_add_signed(operation.seek).ok_or("an operation reads before the source")?;
             let made = split(&mut out, operation.copy).ok_or("it makes more than the output")?;
             let differ = take(&mut differences, operation.copy).ok_or("its differences end early")?;
-            let end = place.checked_add(operation.copy).ok_or("an operation reads behind the source")?;
-            let old = usize::try_from(place).ok().zip(usize::try_from(end).ok());
-            let old = old.and_then(|(from, to)| source.get(from..to)).ok_or("an operation reads behind the source")?;
+            let old = usize::try_from(place).ok().and_then(|place| source.get(place..));
+            let old = old.and_then(|rest| rest.get(..made.len())).ok_or("an operation reads behind the source")?;
             for ((byte, old), differ) in made.iter_mut().zip(old).zip(differ) {
                 *byte = old.wrapping_add(*differ);
             }
-            place = end;
+            // It is within the source, for that was read up to there.
+            place = place.saturating_add(operation.copy);
             let made = split(&mut out, operation.new).ok_or("it makes more than the output")?;
             made.copy_from_slice(take(&mut new, operation.new).ok_or("its new bytes end early")?);
         }
@@ -134,8 +134,10 @@ fn unpack(context: &mut zstd_safe::DCtx<'static>, packed: &[u8], limit: u64, int
     };
     check_frame(packed, length)?;
     into.resize(usize::try_from(length).map_err(|_| "a part of its patch is too long")?, 0);
-    match context.decompress(into.as_mut_slice(), packed) {
-        Ok(made) if made as u64 == length => Ok(()),
-        _ => Err("a part of its patch does not decompress"),
-    }
+    // What comes out is as long as the frame states, or it is an error.
+    context.decompress(into.as_mut_slice(), packed).map_err(|_| "a part of its patch does not decompress")?;
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;

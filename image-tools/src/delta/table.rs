@@ -148,7 +148,7 @@ impl DeltaTable {
             })?;
             count = count.saturating_add(1);
         }
-        if count != full.count() || cursor.stored != blobs || cursor.at != table.bytes.len() {
+        if cursor.stored != blobs || cursor.at != table.bytes.len() {
             return Err(invalid("the delta's chunks do not fill its blobs, or are not those of the image"));
         }
         Ok(table)
@@ -235,11 +235,13 @@ impl DeltaTable {
 
     /// The bytes of `count` blocks from block `first` on, cut at the image's end; `None` where that is outside of it.
     fn range(&self, first: u64, count: u64) -> Option<BaseRange> {
-        let offset = first.checked_mul(BASE_BLOCK_BYTES)?;
-        let end = first.checked_add(count)?.checked_mul(BASE_BLOCK_BYTES)?;
-        let whole = self.base_size.checked_next_multiple_of(BASE_BLOCK_BYTES)?;
-        let len = end.min(self.base_size).checked_sub(offset)?;
-        (len > 0 && end <= whole).then_some(BaseRange { offset, len })
+        let last = first.checked_add(count)?;
+        if count == 0 || last > self.base_size.div_ceil(BASE_BLOCK_BYTES) {
+            return None;
+        }
+        let offset = first.saturating_mul(BASE_BLOCK_BYTES);
+        let end = last.saturating_mul(BASE_BLOCK_BYTES).min(self.base_size);
+        Some(BaseRange { offset, len: end.saturating_sub(offset) })
     }
 }
 
@@ -257,3 +259,6 @@ enum Fault {
     Rule(&'static str),
     Kind(u8),
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bascule_image::format::Header;
 use bascule_image::keys::{KeyDir, NewKeys};
 use bascule_image::release::Release;
 use bascule_image::write::{BundleSpec, create_bundle};
@@ -63,6 +64,13 @@ impl House {
         });
         let plain = BundleSpec::new(release(order), payloads.collect(), now(), years(2));
         BundleSpec { level: 3, chunk_bytes: 4096, ..plain }
+    }
+
+    /// Signs any manifest with the vendor's keys and puts it together with tables and blobs.
+    pub(crate) fn forge(&self, version: u16, name: &str, manifest: &[u8], rest: &[u8]) -> Vec<u8> {
+        let metadata = self.keys.sign_manifest(name, manifest, now(), years(1)).unwrap().to_bytes().unwrap();
+        let header = Header { version, metadata: metadata.len() as u64, manifest: manifest.len() as u64 };
+        [&header.to_bytes()[..], &metadata, manifest, rest].concat()
     }
 
     pub(crate) fn open(&self, bundle: &[u8]) -> Result<BundleReader, BundleError> {
