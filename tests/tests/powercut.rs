@@ -55,6 +55,12 @@ fn the_first_update_survives_every_cut() {
 }
 
 #[test]
+fn an_update_by_delta_survives_every_cut() {
+    let scenario = Scenario { name: "delta", begin: Begin::Delta, temper: Temper::Good };
+    every_cut_is_survived_and_every_mistake_found_out(scenario);
+}
+
+#[test]
 fn the_second_update_survives_every_cut() {
     let scenario = Scenario { name: "second update", begin: Begin::SecondUpdate, temper: Temper::Good };
     every_cut_is_survived_and_every_mistake_found_out(scenario);

@@ -11,7 +11,7 @@ use bascule_core::Group;
 use super::disk::{Disk, Fate, Tree};
 use super::trace::{self, Effect};
 use super::{DIRECTORIES, FALLBACK, GRUBENV, SLOTS};
-use crate::rehearsal::{Boot, Rehearsal, System, Temper, Vendor};
+use crate::rehearsal::{Boot, Rehearsal, System, SystemSpec, Temper, Vendor};
 
 /// More starts than any cycle takes.
 const MOST_STARTS: usize = 8;
@@ -23,6 +23,8 @@ pub enum Begin {
     Factory,
     /// A second system was committed in `b`, and the power was cut before the loader's fallback was changed from `a`.
     SecondUpdate,
+    /// As [`Begin::Factory`], and what is offered is an update of the factory's system, installed by delta.
+    Delta,
 }
 
 /// One kind of cycle.
@@ -66,7 +68,10 @@ impl Recording {
         let vendor = Vendor::new()?;
         let factory = vendor.system(1, Temper::Good)?;
         let second = vendor.system(2, Temper::Good)?;
-        let offered = vendor.system(3, scenario.temper)?;
+        let offered = match scenario.begin {
+            Begin::Delta => vendor.make(SystemSpec { temper: scenario.temper, ..SystemSpec::update_of(&factory, 3) })?,
+            Begin::Factory | Begin::SecondUpdate => vendor.system(3, scenario.temper)?,
+        };
         let systems = vec![factory.clone(), second.clone(), offered.clone()];
         // On a file system of the host, which mostly knows O_DIRECT and zeroing by command as a device does.
         let dir = tempfile::tempdir()?;
