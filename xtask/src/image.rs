@@ -5,9 +5,11 @@ mod base;
 mod cache;
 mod demo;
 pub(crate) mod pairs;
+mod places;
 mod shell;
 mod system;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -139,25 +141,41 @@ fn bundles(mut bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf, kernel: P
     let directory = bundler.directory.to_owned();
     let keys = keys(&directory, &bundler.inputs.tool, "keys")?;
     let strangers = self::keys(&directory, &bundler.inputs.tool, "stranger-keys")?;
-    let system = |bundler: &mut Bundler<'_>, place: usize| -> Result<System> {
-        let (version, image) = VERSIONS.get(place).zip(roots.get(place)).context("no such version")?;
+    let system = |bundler: &mut Bundler<'_>, place: usize, base: Option<usize>| -> Result<System> {
+        let find = |place| VERSIONS.get(place).zip(roots.get(place)).context("no such version");
+        let (version, image) = find(place)?;
         let name = format!("demo-{}.bascule", version.version);
-        let bundle = bundler.make(&name, &keys, image, version, "qemu-x86_64")?;
+        let content = Content { image, version, base: base.map(find).transpose()?, compatible: "qemu-x86_64" };
+        let bundle = bundler.make(&name, &keys, &content)?;
         Ok(System { version: *version, image: image.clone(), bundle })
     };
     let newest_root = roots.last().context("no newest version")?;
     let faulty = |fault: &str| format!("demo-{}-{fault}.bascule", NEWEST.version);
 
-    let second = system(&mut bundler, 1)?;
-    let stranger = bundler.make(&faulty("stranger"), &strangers, newest_root, &NEWEST, "qemu-x86_64")?;
-    let other_hardware = bundler.make(&faulty("other-hardware"), &keys, newest_root, &NEWEST, "other-board")?;
-    let whole = bundler.make(&faulty("whole"), &keys, newest_root, &NEWEST, "qemu-x86_64")?;
+    let newest = Content { image: newest_root, version: &NEWEST, base: None, compatible: "qemu-x86_64" };
+
+    // The one with a delta; the others are full images only.
+    let second = system(&mut bundler, 1, Some(0))?;
+    let stranger = bundler.make(&faulty("stranger"), &strangers, &newest)?;
+    let other_hardware =
+        bundler.make(&faulty("other-hardware"), &keys, &Content { compatible: "other-board", ..newest })?;
+    let whole = bundler.make(&faulty("whole"), &keys, &newest)?;
     let truncated = truncated(&directory, &whole, &bundler.previous)?;
     // After the second, so that its order refuses it and not the age of its metadata.
-    let first = system(&mut bundler, 0)?;
-    let later = [2, 3, 4].into_iter().map(|place| system(&mut bundler, place)).collect::<Result<Vec<_>>>()?;
+    let first = system(&mut bundler, 0, None)?;
+    let later = [2, 3, 4].into_iter().map(|place| system(&mut bundler, place, None)).collect::<Result<Vec<_>>>()?;
     let systems = [first, second].into_iter().chain(later).collect();
     Ok(Images { directory, disk, kernel, systems, stranger, other_hardware, truncated })
+}
+
+/// What a bundle is made of.
+#[derive(Clone, Copy)]
+struct Content<'c> {
+    image: &'c Path,
+    version: &'c Version,
+    /// A version and its image that a delta is made against.
+    base: Option<(&'c Version, &'c PathBuf)>,
+    compatible: &'c str,
 }
 
 /// Makes one bundle after the other.
@@ -169,23 +187,31 @@ struct Bundler<'i> {
 }
 
 impl Bundler<'_> {
-    fn make(&mut self, name: &str, keys: &Path, image: &Path, version: &Version, compatible: &str) -> Result<PathBuf> {
+    fn make(&mut self, name: &str, keys: &Path, content: &Content<'_>) -> Result<PathBuf> {
+        let &Content { image, version, base, compatible } = content;
         let release = self.directory.join(format!("release-{}-{compatible}.toml", version.name));
         std::fs::write(&release, demo::release(version, compatible))?;
-        let mut payload = std::ffi::OsString::from("root=");
-        payload.push(image);
-        let key = Key::of((&self.previous, name, version, compatible));
+        let key = Key::of((&self.previous, name, version, base, compatible));
         let bundle = cached(self.directory, name, &key, |partial| {
             // The next second: two bundles never have the same age.
             std::thread::sleep(Duration::from_secs(1));
             let mut create = Command::new(&self.inputs.tool);
             create.args(["bundle", "create", "--keys"]).arg(keys).arg("--release").arg(&release);
-            create.arg("--payload").arg(&payload).arg("-o").arg(partial);
+            create.arg("--payload").arg(joined("root=", image)).arg("-o").arg(partial);
+            if let Some((older, image)) = base {
+                create.arg("--from").arg(joined(&format!("root@{}=", older.version), image));
+            }
             shell::run(&mut create)
         })?;
         self.previous = Key::of((key, modified(&bundle)?));
         Ok(bundle)
     }
+}
+
+fn joined(start: &str, path: &Path) -> OsString {
+    let mut joined = OsString::from(start);
+    joined.push(path);
+    joined
 }
 
 fn modified(path: &Path) -> Result<SystemTime> {

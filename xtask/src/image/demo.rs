@@ -5,6 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::places;
+
 /// How one demo version behaves once it is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Behaviour {
@@ -38,7 +40,8 @@ pub(crate) const VERSIONS: [Version; 5] = [
     Version { name: "v5", version: "5.0.0", order: 5, behaviour: Behaviour::Good },
 ];
 
-const PLAIN: u32 = 0o644;
+/// The mode of a file that is no program.
+pub(super) const PLAIN: u32 = 0o644;
 const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
@@ -94,6 +97,7 @@ pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path
         Behaviour::Good | Behaviour::NoInit => include_str!("files/50-app"),
     };
     write(overlay, "usr/lib/bascule/health.d/required/50-app", PROGRAM, check)?;
+    places::write_places(overlay, version)?;
     if trust_root.exists() {
         std::fs::copy(trust_root, overlay.join("etc/bascule/root.json")).context("cannot copy the trust root")?;
     }
