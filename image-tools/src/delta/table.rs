@@ -219,7 +219,9 @@ impl DeltaTable {
                 return Err(Fault::Rule("a patch's source ranges are not in ascending order"));
             }
             let outside = Fault::Rule("a source range is empty or outside of the base image");
-            let range = end.checked_add_signed(gap).and_then(|first| self.range(first, blocks)).ok_or(outside)?;
+            let first =
+                end.checked_add_signed(gap).ok_or(Fault::Rule("a source range begins before the base image"))?;
+            let range = self.range(first, blocks).ok_or(outside)?;
             if !ranges.is_empty() && total % BASE_BLOCK_BYTES != 0 {
                 return Err(Fault::Rule("a range follows the base image's last block"));
             }

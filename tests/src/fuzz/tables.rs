@@ -35,7 +35,7 @@ impl Record {
                 push_number(table, *blocks);
             }
         }
-        if self.kind == 4 {
+        if self.kind >= 4 {
             table.extend_from_slice(&self.digest);
         }
     }
@@ -184,7 +184,12 @@ fn chunk_table(outputs: &[u32]) -> Result<ChunkTable, Finding> {
 impl Table {
     fn valid(random: &mut Random) -> Self {
         let outputs: Vec<u32> = (0..random.below(6)).map(|_| 1 + random.of_any_length(21) as u32 % (1 << 20)).collect();
-        let base = random.of_any_length(42);
+        let mut base = random.of_any_length(42);
+        if random.once_in(2) {
+            // The last chunk can then end with the base's last block, which is not whole.
+            base = base / BASE_BLOCK_BYTES * BASE_BLOCK_BYTES
+                + outputs.last().map_or(0, |len| u64::from(*len) % BASE_BLOCK_BYTES);
+        }
         let blocks = base.div_ceil(BASE_BLOCK_BYTES);
         let mut records: Vec<Record> = Vec::new();
         for &len in &outputs {
@@ -250,6 +255,17 @@ fn copied(len: u32, base: u64, random: &mut Random) -> Vec<(u64, u64)> {
     }
     if rest > 0 {
         ranges.push((fold(blocks as i64 - end), 1));
+        if random.once_in(8) {
+            // Once before the others, too: the length is right, the order is not.
+            ranges.rotate_right(1);
+            end = 0;
+            for (gap, count) in &mut ranges {
+                let first = random.below(blocks.saturating_sub(*count) + 1) as i64;
+                let first = if end == 0 { blocks as i64 } else { first };
+                *gap = fold(first - end);
+                end = first + *count as i64;
+            }
+        }
     }
     if ranges.len() as u64 > MAX_RANGES { Vec::new() } else { ranges }
 }

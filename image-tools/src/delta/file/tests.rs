@@ -116,6 +116,10 @@ fn unknown_keys_are_ignored_and_repeated_ones_are_not() {
     assert_eq!(Head::parse(more.as_bytes()).unwrap(), head);
     let twice = format!("{{\"size\":1,{}", &json[1..]);
     assert!(Head::parse(twice.as_bytes()).is_err());
+    let twice = format!("{{\"future\":1,\"future\":2,{}", &json[1..]);
+    assert!(Head::parse(twice.as_bytes()).is_err());
+    let deep = format!("{{\"future\":{}{},{}", "[".repeat(40), "]".repeat(40), &json[1..]);
+    assert!(Head::parse(deep.as_bytes()).is_err());
     assert!(Head::parse(b"{}").is_err());
 }
 
