@@ -15,14 +15,6 @@ pub(crate) struct BaseSlot {
     size: u64,
 }
 
-/// Whether a slot holds what a chunk of a delta is made of.
-pub(super) enum Source<'b> {
-    /// It does; these are the bytes.
-    Held(&'b [u8]),
-    /// It holds other bytes, or cannot be read there.
-    Changed,
-}
-
 impl BaseSlot {
     /// Opens the slot, past the page cache where that is possible.
     ///
@@ -44,22 +36,21 @@ impl BaseSlot {
         Buffer::new(MAX_SOURCE_BYTES as usize + ALIGN)
     }
 
-    /// Reads what `chunk` is made of into `buffer`, and holds it against the digest from the signed table.
-    pub(super) fn source<'b>(&self, chunk: &DeltaChunk, buffer: &'b mut Buffer) -> Source<'b> {
+    /// Reads what `chunk` is made of to the head of `buffer`; `None` where the slot cannot be read, or holds other bytes
+    /// than the signed table says.
+    pub(super) fn source<'b>(&self, chunk: &DeltaChunk, buffer: &'b mut Buffer) -> Option<&'b [u8]> {
         let mut at = 0usize;
         for range in &chunk.source {
-            let len = usize::try_from(range.len).unwrap_or(usize::MAX);
+            let len = usize::try_from(range.len).ok()?;
             // All ranges but the last are whole blocks, so each begins on a boundary of the buffer.
-            let place = buffer.head_mut(usize::MAX).get_mut(at..);
-            let place = place.and_then(|place| place.get_mut(..self.file.padded(range.offset, len)));
-            let Some(place) = place else { return Source::Changed };
+            let place = buffer.head_mut(usize::MAX).get_mut(at..)?;
+            let place = place.get_mut(..self.file.padded(range.offset, len))?;
             if let Err(error) = self.file.read(place, range.offset) {
                 tracing::warn!(offset = range.offset, error = error.to_string(), "the booted slot cannot be read");
-                return Source::Changed;
+                return None;
             }
             at = at.saturating_add(len);
         }
-        let source = buffer.head(at);
-        if source_matches(chunk, source) { Source::Held(source) } else { Source::Changed }
+        Some(buffer.head(at)).filter(|source| source_matches(chunk, source))
     }
 }

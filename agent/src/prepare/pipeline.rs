@@ -7,7 +7,7 @@
 //!    +------------------------- empty carton ---------------------------------+
 //! ```
 //! Chunk number `n` goes to maker `n` modulo their count, and the writer asks the makers in the same turn: so the order
-//! is kept without a queue. There are so many cartons and no more: two for each maker and one for each end.
+//! is kept without a queue. There are so many cartons and no more: one for each maker and one for each end.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -17,7 +17,7 @@ use bascule_image::delta::apply::ChunkMaker;
 use bascule_image::limits::MAX_CHUNK_BYTES;
 use bascule_image::{BundleError, Chunk, ChunkKind, Decoder, DeltaChunk, Way};
 
-use super::base::{BaseSlot, Source};
+use super::base::BaseSlot;
 use super::buffer::Buffer;
 use super::slot::SlotFile;
 use super::write::slot_error;
@@ -116,7 +116,7 @@ impl Line<'_> {
         feed: impl FnOnce(&mut Feeder) -> Result<(), PrepareError>,
     ) -> Result<Vec<u64>, PrepareError> {
         let makers = self.makers.max(1);
-        let cartons = makers * 2 + 2;
+        let cartons = makers + 2;
         let (returned, empty) = sync_channel::<Carton>(cartons);
         for _ in 0..cartons {
             // The channel holds as many as there are, so this never waits.
@@ -252,11 +252,16 @@ impl<'b> Maker<'b> {
             return checked.map_or(Outcome::Missing(output), |()| Outcome::Zeroes(count));
         }
         let source = match &mut self.base {
-            _ if !copied => Source::Held(&[]),
+            _ if !copied => Some(&[][..]),
+            // What is copied is read to where it is written from; its source's digest is that of the output.
+            Some((base, _)) if chunk.way == Way::Copied => {
+                let held = base.source(chunk, &mut carton.out);
+                return held.map_or(Outcome::Missing(output), |_| Outcome::Bytes(count));
+            }
             Some((base, buffer)) => base.source(chunk, buffer),
-            None => Source::Changed,
+            None => None,
         };
-        let Source::Held(source) = source else { return Outcome::Missing(output) };
+        let Some(source) = source else { return Outcome::Missing(output) };
         match self.deltas.make(chunk, &carton.stored, source, carton.out.head_mut(output.len as usize)) {
             Ok(_) => Outcome::Bytes(count),
             Err(error) => {

@@ -11,7 +11,7 @@ use bascule_core::BootedGroup;
 use bascule_image::manifest::{BlobsPlace, DeltaRef};
 use bascule_image::{BundleReader, DeltaTable, Payload};
 
-use super::base::{BaseSlot, Source};
+use super::base::BaseSlot;
 use super::{Preparation, PrepareError};
 use crate::config::Way;
 
@@ -161,7 +161,7 @@ fn probe(base: &BaseSlot, bundle: &BundleReader, index: usize, table: &DeltaTabl
     let mut buffer = BaseSlot::buffer();
     let step = count.div_ceil(PROBES);
     let probed = with_source().step_by(step);
-    probed.filter(|chunk| matches!(base.source(chunk, &mut buffer), Source::Held(_))).count()
+    probed.filter(|chunk| base.source(chunk, &mut buffer).is_some()).count()
 }
 
 /// Stops an attempt that fetches more than the policy allows.

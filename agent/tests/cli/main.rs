@@ -202,7 +202,12 @@ fn history_and_explain_tell_how_it_ended_and_what_to_do() {
     let reason = RollbackReason::Unhealthy { detail: "10-ping exited with 1".into() };
     device.steps(&[
         Step::Preparing(stub::deployment("stub-7", "-")),
-        Step::Prepared(Transfer { base: Some("1.0.0".into()), fetched: 1 << 20, copied: 64 << 20, ..Transfer::default() }),
+        Step::Prepared(Transfer {
+            base: Some("1.0.0".into()),
+            fetched: 1 << 20,
+            copied: 64 << 20,
+            ..Transfer::default()
+        }),
         Step::Activating,
         Step::Activated,
         Step::RollingBack(reason),

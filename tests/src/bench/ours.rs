@@ -141,6 +141,8 @@ impl Device {
 
     fn daemon(&self, log: &Path) -> Result<Command> {
         let mut command = Command::new(super::built("basculed")?);
+        // As the unit has it.
+        command.env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072");
         command.arg("--root").arg(&self.folder).stdout(Stdio::null()).stderr(File::create(log)?);
         Ok(command)
     }
