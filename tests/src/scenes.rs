@@ -1,9 +1,11 @@
 //! The demo's scenes, each played on a real machine in QEMU and held against what must come out.
 //!
-//! A scene begins with a system that is up and good, and ends with one. The demo plays them one after the other on one
-//! device; the tests play each on a device of its own.
+//! A scene begins with a system that is up and good, and ends with one. The demo plays most of them one after the other on
+//! one device; the tests play each on a device of its own.
 
+mod delta;
 mod guest;
+mod wire;
 
 use std::path::Path;
 
@@ -12,6 +14,7 @@ use serde_json::Value;
 
 use crate::{HttpServer, Images, Machine, Timeline};
 use guest::{PATIENCE, text_at};
+use wire::{DeltaBundle, Wire};
 
 /// A device in QEMU, the server it updates from, and the story that is told.
 pub struct Stage {
@@ -23,6 +26,8 @@ pub struct Stage {
     pub server: HttpServer,
     /// What is told.
     pub timeline: Timeline,
+    /// Boots of the devices that were there before.
+    earlier_boots: u32,
 }
 
 /// How a refusal is expected to look.
@@ -44,26 +49,56 @@ impl Stage {
         let builder = if let Some(disk) = disk { builder.disk(disk) } else { builder };
         let machine = builder.build()?;
         let timeline = Timeline::begin(&machine.logs().join("timeline.txt"))?;
-        let mut stage = Stage { images, machine, server, timeline };
+        let mut stage = Stage { images, machine, server, timeline, earlier_boots: 0 };
         stage.timeline.heading("The device starts");
-        stage.machine.start()?;
-        stage.machine.wait_ready(PATIENCE)?;
-        stage.came_up()?;
+        stage.starts()?;
         Ok(stage)
     }
 
-    /// A good system is installed while the old one keeps answering, boots, passes probation, is committed.
+    /// Puts another device on the stage, as it left the factory; its logs go to a folder named `scene`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn another_device(&mut self, scene: &str) -> Result<()> {
+        self.timeline.heading("Another device, as it left the factory");
+        self.earlier_boots = self.boots();
+        // Two at once would be more than a small host has memory and processors for.
+        self.machine.kill()?;
+        self.machine = Machine::builder(scene, &self.images).build()?;
+        self.starts()
+    }
+
+    /// How often a device was started on this stage.
+    #[must_use]
+    pub fn boots(&self) -> u32 {
+        self.earlier_boots + self.machine.boots()
+    }
+
+    fn starts(&mut self) -> Result<()> {
+        self.machine.start()?;
+        self.machine.wait_ready(PATIENCE)?;
+        self.came_up()
+    }
+
+    /// A good system is installed by delta while the old one keeps answering, boots, passes probation, is committed.
     ///
     /// # Errors
     /// When any step is not as told.
     pub fn installs_a_good_system(&mut self, name: &str) -> Result<()> {
-        let version = self.images.system(name)?.version.clone();
-        self.timeline.heading(&format!("A good system: {version}"));
+        let system = self.images.system(name)?.clone();
+        let version = system.version.clone();
+        self.timeline.heading(&format!("A good system: {version}, by delta"));
+        let bundle = DeltaBundle::open(&self.images, &system)?;
         let before = self.status()?;
+        let start = self.booted_slot_start(&before)?;
+        let fit = bundle.fit(&self.machine.disk(), start)?;
+        self.plan(name)?;
+        let wire = Wire::begin(&self.server);
         let watch = self.machine.watch_ping();
         self.install(name)?;
         self.wait_for_state(&["activated"])?;
         let report = watch.stop();
+        let sent = wire.bytes(&self.server);
         ensure!(report.failures == 0, "the ping service failed {} times during the install", report.failures);
         ensure!(report.answers > 0, "the ping service was never asked");
         let silence = report.longest_silence.as_millis();
@@ -81,7 +116,11 @@ impl Stage {
             format!("{version} is committed in group {}", text_at(&status, "/booted")),
             "probation passed",
         );
-        Ok(())
+        let transfer = self.transfer(&version)?;
+        self.tell_bytes(&bundle, sent)?;
+        ensure!(transfer.healed == 0, "nobody wrote to the root, and yet: {transfer:?}");
+        ensure!(sent < bundle.length() / 4, "{sent} bytes were sent of a bundle of {}", bundle.length());
+        delta::check_bytes(&bundle, &fit, sent, &transfer)
     }
 
     /// Bundles that must not be installed are refused, each with its own code and hint; the target is not touched.
@@ -189,16 +228,21 @@ impl Stage {
         self.server.drop_connections();
         self.server.limit_bandwidth(None);
         self.say("power", "QEMU is killed".into(), "more than a quarter was written");
+        self.finishes_by_itself(&before, &good.version)
+    }
+
+    /// Starts a device again that was cut off while it prepared `version`, and follows it into that.
+    fn finishes_by_itself(&mut self, before: &Value, version: &str) -> Result<()> {
         self.machine.start()?;
         self.machine.wait_ready(PATIENCE)?;
-        let version = self.machine.wait_for_ping(PATIENCE)?.version;
-        ensure!(version == text_at(&before, "/release/version"), "{version} runs after the kill");
-        self.say("device", format!("started {version}"), "the target was not bootable while it was written");
+        let running = self.machine.wait_for_ping(PATIENCE)?.version;
+        ensure!(running == text_at(before, "/release/version"), "{running} runs after the kill");
+        self.say("device", format!("started {running}"), "the target was not bootable while it was written");
         self.wait_for_state(&["activated"])?;
         self.say("agent", "finished the install by itself".into(), "the intent was recorded before the first write");
-        self.follow_into_target(&before)?;
-        self.wait_for_verdict(&good.version)?;
-        self.say("agent", format!("{} is committed", good.version), "probation passed");
+        self.follow_into_target(before)?;
+        self.wait_for_verdict(version)?;
+        self.say("agent", format!("{version} is committed"), "probation passed");
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The demo's five scenes as tests, each on a device of its own.
+//! The demo's scenes as tests, and what there is no time for in the demo, each on a device of its own.
 
 use std::path::Path;
 
@@ -29,8 +29,18 @@ fn factory_v2(scene: &str) -> Result<Stage> {
 }
 
 #[test]
-fn a_good_system_is_installed_while_the_old_one_works_and_is_committed() -> Result<()> {
+fn a_good_system_is_installed_by_delta_while_the_old_one_works_and_is_committed() -> Result<()> {
     Stage::set("scene-good", None)?.installs_a_good_system("v2")
+}
+
+#[test]
+fn a_delta_onto_a_root_that_was_written_to_is_healed_chunk_by_chunk() -> Result<()> {
+    Stage::set("scene-written-to", None)?.heals_a_delta_where_the_root_was_written_to("v2")
+}
+
+#[test]
+fn a_delta_that_was_cut_off_goes_on_where_it_was_after_the_next_start() -> Result<()> {
+    Stage::set("scene-cut-off", None)?.finishes_a_delta_that_was_cut_off("v2")
 }
 
 #[test]

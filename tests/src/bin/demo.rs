@@ -1,4 +1,4 @@
-//! The demo: one device in QEMU updates itself, refuses bad updates, and comes back from broken ones.
+//! The demo: devices in QEMU update themselves by delta, refuse bad updates, and come back from broken ones.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("\nerror: the demo did not go as told");
             eprintln!("caused by: {error:#}");
-            eprintln!("hint: the serial console of every boot is under target/bascule/logs/demo/");
+            eprintln!("hint: the serial console of every boot is under target/bascule/logs/");
             ExitCode::FAILURE
         }
     }
@@ -22,14 +22,13 @@ fn play() -> anyhow::Result<()> {
     stage.refuses_bad_bundles()?;
     stage.rolls_back_an_unhealthy_system()?;
     stage.comes_back_from_a_system_that_does_not_boot()?;
-    stage.finishes_an_interrupted_install()?;
+    stage.another_device("demo-written-to")?;
+    stage.heals_a_delta_where_the_root_was_written_to("v2")?;
+    stage.another_device("demo-cut-off")?;
+    stage.finishes_a_delta_that_was_cut_off("v2")?;
     let seconds = stage.timeline.seconds();
     stage.timeline.heading("Everything went as told");
-    let (boots, logs) = (stage.machine.boots(), stage.machine.logs().display().to_string());
-    stage.timeline.say(
-        "demo",
-        &format!("{boots} boots in {:.0} minutes", seconds / 60.0),
-        &format!("serial logs: {logs}"),
-    );
+    let told = format!("{} boots in {:.0} minutes", stage.boots(), seconds / 60.0);
+    stage.timeline.say("demo", &told, "serial logs: target/bascule/logs");
     Ok(())
 }

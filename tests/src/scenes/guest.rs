@@ -48,6 +48,18 @@ impl Stage {
         Ok(())
     }
 
+    /// Asks what an install would do, and tells the answer.
+    pub(super) fn plan(&mut self, name: &str) -> Result<()> {
+        let url = self.server.url_for_guest(&self.images.system(name)?.bundle_name());
+        self.say("person", format!("bascule plan {url}"), "changes nothing");
+        let plan = self.machine.succeed(&format!("NO_COLOR=1 bascule plan {url}"))?;
+        // The steps come after an empty line.
+        for line in plan.lines().take_while(|line| !line.is_empty()) {
+            self.say("plan", line.to_owned(), "");
+        }
+        Ok(())
+    }
+
     /// Asks for an install and returns at once.
     pub(super) fn install(&mut self, name: &str) -> Result<()> {
         let bundle = self.images.system(name)?.bundle_name();

@@ -1,0 +1,169 @@
+//! The scenes of one update by delta: onto a root as it left the factory, one that was written to, and cut off half way.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bascule_core::Transfer;
+use serde_json::Value;
+
+use super::Stage;
+use super::guest::{PATIENCE, text_at};
+use super::wire::{DeltaBundle, Fit, Wire, mebibytes};
+
+/// `prepare.checkpoint` of the demo's systems: no more than so many fetched bytes are fetched again after a cut.
+const CHECKPOINT: u64 = 1 << 20;
+
+/// More than this nobody fetches for nothing: the first request asks for so many bytes where the head may be shorter.
+const WINDOW: u64 = 64 << 10;
+
+/// A delta fetched in this many seconds can be met in its middle.
+const SLOWED_TO_SECONDS: u64 = 20;
+
+/// Changes 50 files and says so: 19 notes and the map, 5 new notes, 15 libraries, and the times of 10 programs.
+const WRITE_TO_ROOT: &str = r#"(set -e
+touch /run/before
+mount -o remount,rw /
+cd /usr/share/demo/places
+for file in note-0?.txt note-1?.txt; do echo "written on the device" >> "$file"; done
+printf x | dd of=map.bin bs=1 seek=12345678 conv=notrunc status=none
+for new in 1 2 3 4 5; do echo new > "new-$new.txt"; done
+find /usr/lib/x86_64-linux-gnu -type f -name '*.so.*' | sort | head -n 15 | while read -r file; do printf x >> "$file"; done
+find /usr/bin -type f | sort | head -n 10 | xargs touch
+cd /
+sync
+mount -o remount,ro /
+find /usr -xdev -type f -newer /run/before | wc -l)"#;
+
+impl Stage {
+    /// The root that a device left the factory with is written to: what the delta cannot make any more is taken whole,
+    /// chunk by chunk, and nothing else is.
+    ///
+    /// # Errors
+    /// When any step is not as told.
+    pub fn heals_a_delta_where_the_root_was_written_to(&mut self, name: &str) -> Result<()> {
+        let system = self.images.system(name)?.clone();
+        self.timeline.heading(&format!("{} by delta, on a root that was written to", system.version));
+        let bundle = DeltaBundle::open(&self.images, &system)?;
+        let before = self.status()?;
+        let files = self.machine.succeed(WRITE_TO_ROOT)?;
+        self.say(
+            "person",
+            format!("makes the root writable and changes {} files", files.trim()),
+            "and read-only again",
+        );
+        let start = self.booted_slot_start(&before)?;
+        let fit = bundle.fit(&self.machine.disk(), start)?;
+        ensure!(fit.missing.image > 0, "the delta still fits all of the root");
+
+        let wire = Wire::begin(&self.server);
+        self.install(name)?;
+        self.wait_for_state(&["activated"])?;
+        let sent = wire.bytes(&self.server);
+        self.follow_into_target(&before)?;
+        self.wait_for_verdict(&system.version)?;
+        self.say("agent", format!("{} is committed", system.version), "probation passed");
+        let transfer = self.transfer(&system.version)?;
+        self.tell_bytes(&bundle, sent)?;
+        self.say(
+            "demo",
+            format!("the root differs under {} of the image", mebibytes(fit.missing.image)),
+            &format!("whole they are {} in the bundle", mebibytes(fit.missing.stored)),
+        );
+        check_bytes(&bundle, &fit, sent, &transfer)
+    }
+
+    /// QEMU is killed half way of a delta; the device starts the old system, and goes on where it was.
+    ///
+    /// # Errors
+    /// When any step is not as told.
+    pub fn finishes_a_delta_that_was_cut_off(&mut self, name: &str) -> Result<()> {
+        let system = self.images.system(name)?.clone();
+        self.timeline.heading(&format!("{} by delta, and QEMU is killed half way", system.version));
+        let bundle = DeltaBundle::open(&self.images, &system)?;
+        let before = self.status()?;
+        self.server.limit_bandwidth(Some(bundle.delta() / SLOWED_TO_SECONDS));
+        let wire = Wire::begin(&self.server);
+        self.install(name)?;
+        self.wait_for_sent(&wire, bundle.head() + bundle.delta() / 2)?;
+        self.machine.kill()?;
+        self.server.drop_connections();
+        self.server.limit_bandwidth(None);
+        let first = wire.bytes(&self.server);
+        self.say("power", "QEMU is killed".into(), &format!("{} are over the wire", mebibytes(first)));
+
+        self.finishes_by_itself(&before, &system.version)?;
+        let sent = wire.bytes(&self.server);
+        let second = sent.saturating_sub(first);
+        let transfer = self.transfer(&system.version)?;
+        self.tell_bytes(&bundle, second)?;
+        let most = bundle.delta() + CHECKPOINT + wire.openings(&self.server) * bundle.head().max(WINDOW);
+        self.say(
+            "demo",
+            format!("{} before the kill, {} after it", mebibytes(first), mebibytes(second)),
+            &format!("the delta is {}; kept {} of the image", mebibytes(bundle.delta()), mebibytes(transfer.kept)),
+        );
+        ensure!(transfer.kept > 0, "nothing was kept: {transfer:?}");
+        ensure!(transfer.healed == 0, "nothing was written to, and yet: {transfer:?}");
+        ensure!(sent <= most, "{first} and {second} bytes were sent, {most} are enough");
+        is_near(second, transfer.fetched)
+    }
+
+    /// Says what was sent, and what the device's history says of it.
+    pub(super) fn tell_bytes(&mut self, bundle: &DeltaBundle, sent: u64) -> Result<()> {
+        self.say(
+            "server",
+            format!("sent {} for an image of {}", mebibytes(sent), mebibytes(bundle.image())),
+            &format!("a delta against {}; the whole bundle is {}", bundle.base(), mebibytes(bundle.length())),
+        );
+        let history = self.machine.succeed("NO_COLOR=1 bascule history")?;
+        let last = history.lines().find(|line| line.contains(" fetched")).context("the history tells no bytes")?;
+        self.say("history", last.to_owned(), "");
+        Ok(())
+    }
+
+    /// Where the bytes of the last deployment of `version` came from, by the device's history.
+    pub(super) fn transfer(&mut self, version: &str) -> Result<Transfer> {
+        let printed = self.machine.succeed("bascule history --json")?;
+        let history: Vec<Value> = serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))?;
+        let of_version = history.iter().filter(|line| text_at(line, "/deployment/version") == version);
+        let last = of_version.max_by_key(|line| text_at(line, "/time"));
+        let transfer = last.and_then(|line| line.pointer("/deployment/transfer"));
+        let transfer = transfer.with_context(|| format!("the history does not tell what was fetched: {printed}"))?;
+        Ok(serde_json::from_value(transfer.clone())?)
+    }
+
+    /// Where the booted slot begins on the disk, in bytes.
+    pub(super) fn booted_slot_start(&mut self, status: &Value) -> Result<u64> {
+        let device = text_at(status, &format!("/groups/{}/slots/0/device", text_at(status, "/booted")));
+        let name = device.rsplit('/').next().unwrap_or_default();
+        let sectors = self.machine.succeed(&format!("cat /sys/class/block/{name}/start"))?;
+        let sectors: u64 = sectors.trim().parse().with_context(|| format!("{name} begins at {sectors:?}"))?;
+        Ok(sectors * 512)
+    }
+
+    fn wait_for_sent(&mut self, wire: &Wire, bytes: u64) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while wire.bytes(&self.server) < bytes {
+            ensure!(Instant::now() < until, "{} bytes of {bytes} were fetched", wire.bytes(&self.server));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let status = self.status()?;
+        ensure!(text_at(&status, "/state") == "preparing", "the middle was missed: {status}");
+        Ok(())
+    }
+}
+
+/// Holds what was sent, and what the device says, against what the bundle and the disk say.
+pub(super) fn check_bytes(bundle: &DeltaBundle, fit: &Fit, sent: u64, transfer: &Transfer) -> Result<()> {
+    ensure!(transfer.base.as_deref() == Some(&bundle.base()), "it was not made by delta: {transfer:?}");
+    ensure!(transfer.copied == fit.copied.image, "{} bytes fit: {transfer:?}", fit.copied.image);
+    ensure!(transfer.healed == fit.missing.image, "{} bytes do not fit: {transfer:?}", fit.missing.image);
+    let most = bundle.head() + bundle.delta() + fit.missing.stored + WINDOW;
+    ensure!(sent <= most, "{sent} bytes were sent, {most} are enough");
+    is_near(sent, transfer.fetched)
+}
+
+fn is_near(sent: u64, fetched: u64) -> Result<()> {
+    ensure!(sent.abs_diff(fetched) <= WINDOW, "the server sent {sent} bytes, the device says {fetched}");
+    Ok(())
+}
