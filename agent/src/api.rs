@@ -136,5 +136,11 @@ async fn turn_away(mut stream: UnixStream) {
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
-    let _ = tokio::time::timeout(FAREWELL, stream.write_all(answer.as_bytes())).await;
+    // What the caller still sends is read and dropped: closed too early, its writing fails and it never sees the answer.
+    let _ = tokio::time::timeout(FAREWELL, async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    })
+    .await;
 }

@@ -109,6 +109,8 @@ pub struct PrepareConfig {
     /// How long the source may send nothing.
     #[serde(serialize_with = "quantity::as_text")]
     pub stall_timeout: Duration,
+    /// Addresses of folders that hold the same bundles as the one that is asked first, in the order they are asked.
+    pub mirrors: Vec<String>,
     /// How an image may be made, the preferred way first.
     pub ways: Vec<Way>,
     /// Most bytes that one attempt may fetch; `None`: as many as it takes.

@@ -125,6 +125,7 @@ fn opener(config: &Config) -> Opener {
     Opener {
         runtime: tokio::runtime::Handle::current(),
         stall_timeout: config.prepare.stall_timeout,
+        mirrors: config.prepare.mirrors.clone(),
         cancel: Arc::new(AtomicBool::new(false)),
     }
 }

@@ -78,6 +78,8 @@ pub struct Opener {
     pub runtime: tokio::runtime::Handle,
     /// No byte for so long, and the connection is given up and resumed.
     pub stall_timeout: Duration,
+    /// Addresses of folders that hold the same bundles, asked in turn where an address fails for good.
+    pub mirrors: Vec<String>,
     /// Set to make whoever reads give up.
     pub cancel: Arc<AtomicBool>,
 }

@@ -125,8 +125,8 @@ fn system(version: u8) -> Vec<u8> {
     let words =
         (0..60_000u32).flat_map(|number| format!("{} {:x} ", number % 977, number.wrapping_mul(40_503)).into_bytes());
     image.extend(words);
-    let at = image.len() / 2 + usize::from(version) * 1000;
-    image.splice(at..at, format!("this is version {version}").into_bytes());
+    let at = image.len() * 3 / 4;
+    image.splice(at..at, format!("this is version {version}").repeat(version.into()).into_bytes());
     image
 }
 

@@ -33,6 +33,7 @@ impl Rig {
         let opener = Opener {
             runtime: runtime.handle().clone(),
             stall_timeout: Duration::from_millis(300),
+            mirrors: Vec::new(),
             cancel: Arc::new(AtomicBool::new(false)),
         };
         let server = HttpServer::serve(Path::new(folder.path()))?;
@@ -74,6 +75,29 @@ fn a_read_that_stalls_or_is_cut_resumes_where_it_was() -> Result<()> {
 }
 
 #[test]
+fn a_mirror_goes_on_where_the_first_address_failed_for_good() -> Result<()> {
+    let mirror = Rig::new()?;
+    for faults in [vec![Fault::Status(404)], vec![Fault::CutAfter(700_000), Fault::Status(403)]] {
+        let mut rig = Rig::new()?;
+        rig.opener.mirrors = vec![mirror.server.url("nowhere"), mirror.server.url("")];
+        let before = mirror.server.requests().len();
+        assert!(rig.read_all(&faults) == Ok(rig.bytes.clone()), "{faults:?}");
+        let asked = mirror.server.requests();
+        assert_eq!(asked.len(), before + 2, "{faults:?}");
+        assert_ne!(asked[before + 1].range.as_deref(), Some("bytes=0-65535"), "it goes on, and does not begin anew");
+    }
+    let mut rig = Rig::new()?;
+    rig.opener.mirrors = vec![mirror.server.url("")];
+    rig.server.inject(FILE, Fault::Status(404));
+    assert!(rig.read_all(&[]) == Ok(rig.bytes.clone()));
+    // One that holds another file is no mirror: its length gives it away.
+    std::fs::write(mirror._folder.path().join(FILE), b"something else")?;
+    rig.server.inject(FILE, Fault::Status(404));
+    assert_ne!(rig.read_all(&[]), Ok(rig.bytes.clone()));
+    Ok(())
+}
+
+#[test]
 fn a_server_that_ignores_ranges_costs_bytes_and_never_a_wrong_one() -> Result<()> {
     let rig = Rig::new()?;
     assert!(rig.read_all(&[Fault::CutAfter(700_000), Fault::IgnoreRange]) == Ok(rig.bytes.clone()));
@@ -84,7 +108,8 @@ fn a_server_that_ignores_ranges_costs_bytes_and_never_a_wrong_one() -> Result<()
 fn a_file_that_changes_while_it_is_read_is_an_error() -> Result<()> {
     let rig = Rig::new()?;
     // As often as it is asked again, it answers so.
-    let faults: Vec<Fault> = std::iter::once(Fault::CutAfter(500_000)).chain(vec![Fault::ChangeEntityTag; 10]).collect();
+    let faults: Vec<Fault> =
+        std::iter::once(Fault::CutAfter(500_000)).chain(vec![Fault::ChangeEntityTag; 10]).collect();
     assert_eq!(rig.read_all(&faults), Err("source.changed".to_owned()));
     Ok(())
 }

@@ -23,7 +23,17 @@ const SECTIONS: [(&str, &[&str]); 11] = [
     ("trust", &["root"]),
     (
         "prepare",
-        &["stop_units", "max_attempts", "retry_wait", "stall_timeout", "ways", "max_fetch", "cores", "checkpoint"],
+        &[
+            "stop_units",
+            "max_attempts",
+            "retry_wait",
+            "stall_timeout",
+            "mirrors",
+            "ways",
+            "max_fetch",
+            "cores",
+            "checkpoint",
+        ],
     ),
     ("activate", &["reboot_delay"]),
     ("health", &["settle", "interval", "deadline", "passes", "check_timeout", "units"]),
@@ -34,6 +44,7 @@ const SECTIONS: [(&str, &[&str]); 11] = [
 
 const ROLE_SHAPE: &str = "a role is lower-case letters, digits, `.`, `_` and `-`, at most 64";
 const UNIT_SHAPE: &str = "write whole unit names, such as \"nginx.service\"";
+const ADDRESS_SHAPE: &str = "write the address of a folder, such as \"https://host/bundles\"";
 const NAME_SHAPE: &str = "write a name without spaces, at most 64 characters";
 
 const fn ms(millis: u64) -> Duration {
@@ -136,11 +147,18 @@ fn prepare(reader: &mut Reader<'_>, section: &Section<'_>) -> PrepareConfig {
         max_attempts: reader.integer(section, "max_attempts", 1, 1000).unwrap_or(10),
         retry_wait: reader.duration(section, "retry_wait", ms(100), RETRY_WAIT_LIMIT).unwrap_or(secs(10)),
         stall_timeout: reader.duration(section, "stall_timeout", secs(1), secs(3600)).unwrap_or(secs(60)),
+        mirrors: reader.list(section, "mirrors", is_folder_address, ADDRESS_SHAPE).unwrap_or_default(),
         ways: ways(reader, section),
         max_fetch: reader.size(section, "max_fetch", 0, 1 << 40),
         cores: reader.integer(section, "cores", 1, MAX_CORES).unwrap_or(DEFAULT_CORES),
         checkpoint: reader.size(section, "checkpoint", 64 << 10, 1 << 30).unwrap_or(16 << 20),
     }
+}
+
+fn is_folder_address(address: &str) -> bool {
+    let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+        && !address.contains(|character: char| character.is_whitespace() || "?#".contains(character))
 }
 
 fn ways(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Way> {

@@ -5,6 +5,7 @@
 
 mod error;
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub struct HttpRead {
     clients: Clients,
     opener: Opener,
     url: String,
+    /// Where else the same file is, in the order they are asked.
+    mirrors: VecDeque<String>,
     fetched: Fetched,
     offset: u64,
     /// Up to where bytes are wanted: no request asks for more, so that nothing is sent for nothing.
@@ -95,6 +98,7 @@ impl HttpRead {
             clients: Clients::default(),
             opener: opener.clone(),
             url: url.to_owned(),
+            mirrors: opener.mirrors.iter().filter_map(|folder| mirrored(url, folder)).collect(),
             fetched,
             offset: 0,
             wanted: WINDOW,
@@ -106,8 +110,31 @@ impl HttpRead {
             body: None,
             rest: Bytes::new(),
         };
-        read.connect()?;
+        while let Err(error) = read.connect() {
+            read.next_mirror(error)?;
+        }
         Ok(read)
+    }
+
+    /// Goes over to the next mirror, for this reason; where there is none, the reason is the error.
+    fn next_mirror(&mut self, error: HttpError) -> Result<(), HttpError> {
+        if matches!(error, HttpError::Cancelled { .. }) {
+            return Err(error);
+        }
+        let Some(mirror) = self.mirrors.pop_front() else { return Err(error) };
+        let (code, why) = (error.code(), error.to_string());
+        tracing::warn!(
+            from = self.url,
+            to = mirror,
+            offset = self.offset,
+            code,
+            error = why,
+            "the next mirror is asked"
+        );
+        self.url = mirror;
+        // Its tag is its own business; its length must be the same, and every byte is checked anyway.
+        (self.tag, self.body, self.ranges, self.answered) = (None, None, true, self.offset);
+        Ok(())
     }
 
     fn connect(&mut self) -> Result<(), HttpError> {
@@ -270,11 +297,13 @@ impl HttpRead {
             while let Some(error) = problem.take() {
                 fruitless += 1;
                 if fruitless > MAX_FRUITLESS || error.disposition() != Disposition::Retry {
-                    return Err(error);
+                    self.next_mirror(error)?;
+                    (fruitless, wait) = (0, FIRST_WAIT);
+                } else {
+                    tracing::info!(offset = self.offset, error = error.to_string(), "the download is resumed");
+                    self.pause(wait)?;
+                    wait = wait.saturating_mul(2);
                 }
-                tracing::info!(offset = self.offset, error = error.to_string(), "the download is resumed");
-                self.pause(wait)?;
-                wait = wait.saturating_mul(2);
                 if let Err(again) = self.connect() {
                     problem = Some(again);
                 }
@@ -426,6 +455,14 @@ fn parse_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     (first <= last && total.is_none_or(|total| last < total)).then_some((first, last, total))
 }
 
+/// The address of the same file in another folder.
+fn mirrored(url: &str, folder: &str) -> Option<String> {
+    let path = url.split(['?', '#']).next()?;
+    let (_, name) = path.rsplit_once('/')?;
+    let mirrored = format!("{}/{name}", folder.trim_end_matches('/'));
+    (mirrored != path).then_some(mirrored)
+}
+
 /// The address of a file in the same folder; a query or fragment belongs to the one file alone.
 fn beside(url: &str, name: &str) -> Option<String> {
     let path = url.split(['?', '#']).next()?;
@@ -473,6 +510,12 @@ mod tests {
         assert_eq!(beside("http://a:8/x/b.bascule?t=1/2", "c").as_deref(), Some("http://a:8/x/c"));
         assert_eq!(beside("http://a/b#c/d", "e").as_deref(), Some("http://a/e"));
         assert_eq!(beside("http://a", "e"), None);
+    }
+
+    #[test]
+    fn a_mirror_has_the_same_file_in_its_own_folder_and_is_never_the_first_address_again() {
+        assert_eq!(mirrored("http://a/x/b?c=d", "https://m/y/").as_deref(), Some("https://m/y/b"));
+        assert_eq!(mirrored("http://a/x/b", "http://a/x"), None);
     }
 
     #[test]

@@ -55,13 +55,13 @@ impl ChunkMaker {
             Way::Zeroes => ChunkKind::Zeroes,
             Way::Raw => ChunkKind::Raw,
             Way::Zstd => ChunkKind::Zstd,
-            Way::Copied | Way::Patched { .. } => return self.from_source(chunk, stored, source, out),
+            Way::Copied | Way::Patched { .. } => return self.made_of_source(chunk, stored, source, out),
         };
         let (stored_offset, stored_len) = (chunk.stored_offset, chunk.stored_len);
         self.decoder.decode(&Chunk { kind, stored_offset, stored_len, ..chunk.output }, stored, out)
     }
 
-    fn from_source<'o>(
+    fn made_of_source<'o>(
         &mut self,
         chunk: &DeltaChunk,
         stored: &[u8],

@@ -6,7 +6,7 @@
 use std::io::Cursor;
 
 use bascule_image::delta::encode::ChunkEncoder;
-use bascule_image::delta::file::MAGIC;
+use bascule_image::delta::file::{Head, MAGIC};
 use bascule_image::delta::index::BaseIndex;
 use bascule_image::manifest::sha256;
 use bascule_image::{ChunkMaker, DeltaError, DeltaFile, ForwardOnly, Way, source_matches};
@@ -90,6 +90,7 @@ fn apply(file: &[u8], family: &Family, maker: &mut ChunkMaker) -> Result<Result<
         Err(error) => return Ok(Err(error)),
     };
     let head = delta.head().clone();
+    bounds(&head).map_err(|what| Finding::new("took a delta file", what))?;
     let (base, size) = (head.delta.base.size, head.size);
     if base > family.old.len() as u64 || size > 1 << 20 {
         return Ok(Ok(Vec::new()));
@@ -129,6 +130,23 @@ fn apply(file: &[u8], family: &Family, maker: &mut ChunkMaker) -> Result<Result<
         return Err(Finding::new("a byte of the output was not written", ""));
     }
     Ok(delta.finish().map(|()| image))
+}
+
+/// What a head that was taken must keep.
+fn bounds(head: &Head) -> Result<(), &'static str> {
+    let chunk = u64::from(head.chunk_bytes);
+    if chunk == 0 || chunk % 4096 != 0 || chunk > 1 << 20 {
+        return Err("with a chunk size that is none");
+    }
+    if head.size > 1 << 40 || head.delta.base.size > 1 << 40 || head.delta.blobs > head.size {
+        return Err("with too large an image");
+    }
+    let chunks = u128::from(head.size.div_ceil(chunk));
+    let tables = chunks * 56 + u128::from(head.delta.table.unpacked.unwrap_or(head.delta.table.length));
+    if tables > 8 << 20 || head.outputs.unpacked.map(u128::from) != Some(chunks * 32) {
+        return Err("with tables that are too long, or none of its chunks");
+    }
+    Ok(())
 }
 
 impl Family {

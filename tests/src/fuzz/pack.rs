@@ -21,7 +21,7 @@ impl Packer {
         if !random.once_in(12) {
             return good;
         }
-        match random.below(8) {
+        match random.below(9) {
             0 => [&good[..], &good].concat(),
             1 => [&[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7], &good[..]].concat(),
             2 => [&good[..], &[0]].concat(),
@@ -29,6 +29,12 @@ impl Packer {
             4 => {
                 let mut damaged = good;
                 random.damage(&mut damaged);
+                damaged
+            }
+            8 => {
+                let mut damaged = good;
+                let at = damaged.len() / 2 + random.place(damaged.len() / 2);
+                damaged.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << random.below(8));
                 damaged
             }
             5 => self.0.compress(&vec![0; 1 << random.below(24)]).unwrap_or_default(),

@@ -93,8 +93,13 @@ impl Random {
             let at = self.place(bytes.len().max(1)).min(bytes.len());
             let len = self.of_any_length(6) as usize;
             let end = bytes.len().min(at.saturating_add(len));
-            match self.below(5) {
+            match self.below(6) {
                 0 => bytes.truncate(at),
+                4 => {
+                    let odd = ODD_NUMBERS.get(self.place(ODD_NUMBERS.len())).copied().unwrap_or_default();
+                    // In the place of a number of one byte.
+                    bytes.splice(at..bytes.len().min(at.saturating_add(1)), odd.iter().copied());
+                }
                 1 => {
                     let more = self.bytes(len);
                     bytes.splice(at..at, more);
@@ -114,6 +119,15 @@ impl Random {
         }
     }
 }
+
+/// Numbers longer or greater than any may be, and one that is only written long.
+const ODD_NUMBERS: [&[u8]; 5] = [
+    &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x02],
+    &[0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x7e],
+    &[0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00],
+    &[0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x81, 0x00],
+    &[0x81, 0x80, 0x00],
+];
 
 /// Appends a number, seven bits in each byte, the lowest first.
 pub(super) fn push_number(bytes: &mut Vec<u8>, mut number: u64) {

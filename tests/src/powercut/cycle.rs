@@ -69,7 +69,9 @@ impl Recording {
         let factory = vendor.system(1, Temper::Good)?;
         let second = vendor.system(2, Temper::Good)?;
         let offered = match scenario.begin {
-            Begin::Delta => vendor.make(SystemSpec { temper: scenario.temper, ..SystemSpec::update_of(&factory, 3) })?,
+            Begin::Delta => {
+                vendor.make(SystemSpec { temper: scenario.temper, ..SystemSpec::update_of(&factory, 3) })?
+            }
             Begin::Factory | Begin::SecondUpdate => vendor.system(3, scenario.temper)?,
         };
         let systems = vec![factory.clone(), second.clone(), offered.clone()];
