@@ -295,7 +295,7 @@ impl Engine {
                 self.failure = None;
                 self.retry_at = None;
             }
-            Step::Activating => {
+            Step::Activating(_) => {
                 if let Some(next) = self.gate_activation()? {
                     return Ok(next);
                 }

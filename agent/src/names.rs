@@ -22,12 +22,13 @@ pub(crate) fn step_name(step: &Step) -> &'static str {
         Step::NextAttempt => "next-attempt",
         Step::Prepared(_) => "prepared",
         Step::Abandoned(_) => "abandoned",
-        Step::Activating => "activating",
+        Step::Activating(_) => "activating",
         Step::Activated => "activated",
         Step::Committed => "committed",
         Step::RollingBack(_) | Step::RollingBackInstalled => "rolling-back",
         Step::RolledBack => "rolled-back",
         Step::Stranded => "stranded",
+        Step::Allowed(_) => "allowed",
     }
 }
 

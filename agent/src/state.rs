@@ -222,7 +222,7 @@ fn decode(bytes: &[u8]) -> Result<Record, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_core::{BootId, Deployment, DeploymentId, Group, Then, Transfer};
+    use bascule_core::{Baseline, BootId, Deployment, DeploymentId, Group, Then, Transfer};
 
     fn stamp() -> Stamp {
         Stamp { now: 0, boot_id: BootId("b".into()), run: "r".into(), booted: Group::A }
@@ -242,7 +242,9 @@ mod tests {
             then: Then::Stop,
             requested_by: "t".into(),
             began: 0,
+            images: Vec::new(),
             transfer: None,
+            baseline: Baseline::default(),
         }
     }
 

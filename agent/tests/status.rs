@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use bascule_agent::shared::{CheckView, Progress, Release, SlotView, Snapshot};
 use bascule_agent::status::Status;
 use bascule_core::{
-    Attempt, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group,
-    Phase, Record, RollbackReason, Settings, Stamp, State, Step, Then, Transfer,
+    Attempt, Baseline, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport,
+    Group, Phase, Record, RollbackReason, Settings, Stamp, State, Step, Then, Transfer,
 };
 
 const NOW: i64 = 1_795_228_200;
@@ -33,7 +33,9 @@ fn deployment() -> Deployment {
         then: Then::Activate,
         requested_by: "root".into(),
         began: NOW - 100,
+        images: Vec::new(),
         transfer: None,
+        baseline: Baseline::default(),
     }
 }
 
@@ -96,7 +98,12 @@ fn transfer() -> Transfer {
 }
 
 fn to_activated() -> Vec<Step> {
-    vec![Step::Preparing(deployment()), Step::Prepared(transfer()), Step::Activating, Step::Activated]
+    vec![
+        Step::Preparing(deployment()),
+        Step::Prepared(transfer()),
+        Step::Activating(Baseline::default()),
+        Step::Activated,
+    ]
 }
 
 fn on_b(steps: &[Step], b: BootStatus) -> Snapshot {

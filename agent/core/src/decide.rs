@@ -13,7 +13,7 @@
 
 use crate::boot::{BootStatus, Settings};
 use crate::observed::{Health, Observed, Policy, Request};
-use crate::record::{Deployment, Ending, Record, RollbackReason, State, Step, Then};
+use crate::record::{Baseline, Deployment, Ending, Record, RollbackReason, State, Step, Then};
 use crate::report::Disposition;
 use crate::words::BootId;
 
@@ -261,10 +261,14 @@ fn prepared(deployment: &Deployment, seen: &Observed) -> Decision {
     match seen.request {
         Some(Request::Cancel) => record(Step::Abandoned(Ending::Cancelled), "a person cancels the prepared deployment"),
         Some(Request::Prepare) => act(Action::CheckOffer, "another bundle takes the place of the prepared one"),
-        Some(Request::Activate) => record(Step::Activating, "a person activates the prepared deployment"),
+        Some(Request::Activate) => {
+            record(Step::Activating(Baseline::default()), "a person activates the prepared deployment")
+        }
         Some(Request::Commit) => refuse(Refusal::AlreadyGood),
         Some(Request::RollBack) => refuse(Refusal::NothingToRollBackTo),
-        None if deployment.then == Then::Activate => record(Step::Activating, "prepared, and to be activated at once"),
+        None if deployment.then == Then::Activate => {
+            record(Step::Activating(Baseline::default()), "prepared, and to be activated at once")
+        }
         None => act(Action::Wait, "prepared: waiting to be activated"),
     }
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::Record;
+use crate::record::{Denied, Record};
 use crate::words::Digest;
 
 /// What a bundle's signed manifest says of itself.
@@ -66,6 +66,8 @@ pub struct Device {
     pub agent: String,
     /// Bytes free on the file system of the state directory.
     pub free_space: u64,
+    /// Denials older than this have expired, seconds since 1970; `None`: they never do.
+    pub denials_since: Option<i64>,
     /// Roles and sizes in bytes of the target group's slots.
     pub target_slots: Vec<(String, u64)>,
 }
@@ -157,11 +159,12 @@ fn wrong_version(offer: &Offer, device: &Device, record: &Record) -> Vec<Blocker
             "install a bundle of the current security epoch",
         ));
     }
-    if let Some(denied) = record.denied(&offer.manifest) {
+    let expired = |denied: &&Denied| device.denials_since.is_some_and(|since| denied.at < since);
+    if let Some(denied) = record.denied(&offer.manifest).filter(|denied| !expired(denied)) {
         found.push(Blocker::new(
             "bundle.denied",
             format!("this bundle was rolled back here before: {}", denied.reason.explain()),
-            "publish a corrected bundle; the same bytes will not be tried again",
+            "publish a corrected bundle, or allow this one once more: `bascule allow VERSION`",
         ));
     }
     found
@@ -247,6 +250,7 @@ mod tests {
             compatible: vec!["board".into()],
             agent: "0.1.0".into(),
             free_space: 10,
+            denials_since: None,
             target_slots: vec![("root".into(), 100)],
         }
     }
@@ -275,6 +279,8 @@ mod tests {
             version: "2".into(),
             reason: RollbackReason::Deadline,
             at: 0,
+            attempts: 1,
+            allowed: false,
         });
         assert_eq!(
             codes(&offer, &device(), &record),
@@ -291,6 +297,23 @@ mod tests {
                 "bundle.unknown-role"
             ]
         );
+    }
+
+    #[test]
+    fn a_denial_expires_where_the_policy_says_so() {
+        let (offer, mut device, mut record) = (offer(), device(), Record::default());
+        record.deny.push(Denied {
+            manifest: offer.manifest,
+            version: "2".into(),
+            reason: RollbackReason::Deadline,
+            at: 100,
+            attempts: 1,
+            allowed: false,
+        });
+        for (since, denied) in [(None, true), (Some(100), true), (Some(101), false)] {
+            device.denials_since = since;
+            assert_eq!(codes(&offer, &device, &record).contains(&"bundle.denied".to_owned()), denied, "{since:?}");
+        }
     }
 
     #[test]

@@ -165,9 +165,34 @@ pub struct Deployment {
     pub requested_by: String,
     /// When it began, seconds since 1970.
     pub began: i64,
+    /// What the target slots hold once it is prepared.
+    #[serde(default)]
+    pub images: Vec<Image>,
     /// Where its bytes came from, once it is prepared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
+    /// How the old system did, taken before the loader was armed.
+    #[serde(default)]
+    pub baseline: Baseline,
+}
+
+/// The image of one payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// The role of its slot.
+    pub role: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its SHA-256.
+    pub sha256: Digest,
+}
+
+/// How the system that was good did before it was left: the measure of the one that follows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Baseline {
+    /// The required health checks that failed. They cannot cause a rollback.
+    pub failed: Vec<String>,
 }
 
 /// Where the bytes of a deployment came from.
@@ -261,6 +286,16 @@ pub struct Denied {
     pub reason: RollbackReason,
     /// When, seconds since 1970.
     pub at: i64,
+    /// How often its bytes were rolled back here.
+    #[serde(default = "once")]
+    pub attempts: u32,
+    /// A person has allowed them to be tried again.
+    #[serde(default)]
+    pub allowed: bool,
+}
+
+fn once() -> u32 {
+    1
 }
 
 /// How a deployment ended.
@@ -314,8 +349,8 @@ pub enum Step {
     Prepared(Transfer),
     /// The preparation ended without success.
     Abandoned(Ending),
-    /// Intent: the loader is about to be armed.
-    Activating,
+    /// Intent: the loader is about to be armed. The old system did as the baseline says.
+    Activating(Baseline),
     /// The loader is armed.
     Activated,
     /// The loader says good.
@@ -328,6 +363,8 @@ pub enum Step {
     RolledBack,
     /// Rebooted to go back, and came up on the same group again.
     Stranded,
+    /// A person allows the bundle of this manifest to be tried again.
+    Allowed(Digest),
 }
 
 /// What a step needs to know besides the record.
@@ -344,10 +381,10 @@ pub struct Stamp {
 }
 
 impl Record {
-    /// The entry of the deny-list for a manifest.
+    /// The entry of the deny-list for a manifest, unless a person has allowed it again.
     #[must_use]
     pub fn denied(&self, manifest: &Digest) -> Option<&Denied> {
-        self.deny.iter().find(|denied| denied.manifest == *manifest)
+        self.deny.iter().find(|denied| denied.manifest == *manifest && !denied.allowed)
     }
 
     /// The record after `step`; the generation is one higher.
@@ -368,6 +405,11 @@ impl Record {
                 if let Some(deployment) = self.installed.clone() {
                     let (reason, decided_in) = (RollbackReason::Operator, stamp.boot_id.clone());
                     next.state = State::RollingBack { deployment, reason, decided_in };
+                }
+            }
+            (Step::Allowed(manifest), _) => {
+                for denied in next.deny.iter_mut().filter(|denied| denied.manifest == *manifest) {
+                    denied.allowed = true;
                 }
             }
             (step, Some(deployment)) => next.advance_deployment(step, deployment, stamp),
@@ -394,7 +436,9 @@ impl Record {
                 }
                 self.end(deployment, ending.clone(), stamp);
             }
-            Step::Activating => self.state = State::Activating { deployment },
+            Step::Activating(baseline) => {
+                self.state = State::Activating { deployment: Deployment { baseline: baseline.clone(), ..deployment } };
+            }
             Step::Activated => {
                 let armed_in = if stamp.booted == deployment.target { BootId(String::new()) } else { boot };
                 self.state = State::Activated { deployment, armed_in };
@@ -409,22 +453,29 @@ impl Record {
             }
             Step::RolledBack => self.end_rollback(deployment, stamp, |reason| Ending::RolledBack { reason }),
             Step::Stranded => self.end_rollback(deployment, stamp, |reason| Ending::Stranded { reason }),
-            Step::Preparing(_) | Step::RollingBackInstalled => {}
+            Step::Preparing(_) | Step::RollingBackInstalled | Step::Allowed(_) => {}
         }
     }
 
     fn end_rollback(&mut self, deployment: Deployment, stamp: &Stamp, ending: impl Fn(RollbackReason) -> Ending) {
         let State::RollingBack { reason, .. } = self.state.clone() else { return };
-        if reason.denies() && self.denied(&deployment.manifest).is_none() {
-            let (manifest, version) = (deployment.manifest, deployment.version.clone());
-            self.deny.push(Denied { manifest, version, reason: reason.clone(), at: stamp.now });
-            let excess = self.deny.len().saturating_sub(DENY_LIMIT);
-            self.deny.drain(..excess);
+        if reason.denies() {
+            self.add_denial(&deployment, &reason, stamp);
         }
         if self.installed.as_ref().is_some_and(|installed| installed.id == deployment.id) {
             self.installed = None;
         }
         self.end(deployment, ending(reason), stamp);
+    }
+
+    /// One entry for each manifest: its newest verdict, and how many there were.
+    fn add_denial(&mut self, deployment: &Deployment, reason: &RollbackReason, stamp: &Stamp) {
+        let (manifest, version) = (deployment.manifest, deployment.version.clone());
+        let before = self.deny.iter().position(|denied| denied.manifest == manifest).map(|at| self.deny.remove(at));
+        let attempts = before.map_or(0, |denied| denied.attempts).saturating_add(1);
+        self.deny.push(Denied { manifest, version, reason: reason.clone(), at: stamp.now, attempts, allowed: false });
+        let excess = self.deny.len().saturating_sub(DENY_LIMIT);
+        self.deny.drain(..excess);
     }
 
     fn end(&mut self, deployment: Deployment, ending: Ending, stamp: &Stamp) {
@@ -451,7 +502,9 @@ pub(crate) fn test_deployment() -> Deployment {
         then: Then::Activate,
         requested_by: "test".into(),
         began: 0,
+        images: Vec::new(),
         transfer: None,
+        baseline: Baseline::default(),
     }
 }
 
@@ -480,13 +533,26 @@ mod tests {
         let begin = [
             Step::Preparing(test_deployment()),
             Step::Prepared(Transfer::default()),
-            Step::Activating,
+            Step::Activating(Baseline { failed: vec!["uplink".into()] }),
             Step::Activated,
         ];
         for (reason, denied) in [(RollbackReason::DidNotBoot, true), (RollbackReason::SettingsLost, false)] {
             let steps = [&begin[..], &[Step::RollingBack(reason), Step::RolledBack]].concat();
             assert_eq!(through(&steps).denied(&test_deployment().manifest).is_some(), denied);
         }
+    }
+
+    #[test]
+    fn a_bundle_that_a_person_allows_is_taken_again_and_denied_again_when_it_fails_again() {
+        let manifest = test_deployment().manifest;
+        let fails = [Step::Preparing(test_deployment()), Step::RollingBack(RollbackReason::Deadline), Step::RolledBack];
+        let denied = through(&fails);
+        assert_eq!(denied.denied(&manifest).map(|denied| denied.attempts), Some(1));
+        let allowed = denied.advance(&Step::Allowed(manifest), &stamp());
+        assert_eq!((allowed.denied(&manifest), allowed.deny.len()), (None, 1));
+        let again = fails.iter().fold(allowed, |record, step| record.advance(step, &stamp()));
+        assert_eq!(again.denied(&manifest).map(|denied| denied.attempts), Some(2));
+        assert_eq!(again.deny.len(), 1);
     }
 
     #[test]
@@ -501,7 +567,7 @@ mod tests {
         let steps = [
             Step::Preparing(test_deployment()),
             Step::Prepared(Transfer::default()),
-            Step::Activating,
+            Step::Activating(Baseline { failed: vec!["uplink".into()] }),
             Step::Activated,
             Step::RollingBack(RollbackReason::Unhealthy { detail: "x".into() }),
             Step::RolledBack,

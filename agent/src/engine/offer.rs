@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bascule_boot::disk::{Slot, Sysfs, open_target};
 use bascule_core::offer::{SAME, blockers};
 use bascule_core::{
-    Blocker, Deployment, DeploymentId, Device as Facts, ErrorReport, Offer, Phase, Step, TargetGroup, Then,
+    Baseline, Blocker, Deployment, DeploymentId, Device as Facts, ErrorReport, Image, Offer, Phase, Step, TargetGroup, Then,
 };
 use bascule_hooks::{HookPoint, run_point};
-use bascule_image::{BundleReader, ChunkKind, TrustStore};
+use bascule_image::{BundleReader, ChunkKind, Payload, TrustStore};
 
 use super::hooks::report;
 use super::{Engine, publish};
@@ -73,7 +73,9 @@ impl Engine {
         bundle.accepted().persist().map_err(|error| {
             failed(ErrorReport::new(error.code(), Phase::Check, &error, error.hint(), error.disposition()))
         })?;
-        let deployment = self.deployment(&offer, label, then);
+        let image = |it: &Payload| Image { role: it.role.clone(), size: it.size, sha256: it.sha256 };
+        let images = bundle.payloads().iter().map(image).collect();
+        let deployment = Deployment { images, ..self.deployment(&offer, label, then) };
         self.record_durably(&Step::Preparing(deployment.clone())).map_err(failed)?;
         tracing::info!(
             deployment = deployment.id.to_string(),
@@ -164,6 +166,7 @@ impl Engine {
             compatible: compatible.clone(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             free_space: free,
+            denials_since: None,
             target_slots: self.device.target_slots().map(|slot| (slot.role.clone(), slot.size)).collect(),
         }
     }
@@ -184,7 +187,9 @@ impl Engine {
             then,
             requested_by: self.pending.as_ref().map_or_else(String::new, |pending| pending.requested_by.clone()),
             began: now.as_second(),
+            images: Vec::new(),
             transfer: None,
+            baseline: Baseline::default(),
         }
     }
 }

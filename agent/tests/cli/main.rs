@@ -14,7 +14,7 @@ mod stub;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use bascule_core::{BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step, Transfer};
+use bascule_core::{Baseline, BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step, Transfer};
 use stub::{Device, refusal};
 
 /// Exit code, standard output and standard error of one command.
@@ -208,7 +208,7 @@ fn history_and_explain_tell_how_it_ended_and_what_to_do() {
             copied: 64 << 20,
             ..Transfer::default()
         }),
-        Step::Activating,
+        Step::Activating(Baseline::default()),
         Step::Activated,
         Step::RollingBack(reason),
         Step::RolledBack,

@@ -14,8 +14,8 @@ use bascule_agent::shared::{
     Answer, Command, Handle, Plan, Progress, Refused, Release, SlotView, Snapshot, Source, Submission,
 };
 use bascule_core::{
-    Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group, Offer, Phase,
-    Record, Requires, Settings, Stamp, Step, Then, Transfer,
+    Baseline, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group,
+    Offer, Phase, Record, Requires, Settings, Stamp, Step, Then, Transfer,
 };
 use sha2::Digest as _;
 use tempfile::TempDir;
@@ -232,7 +232,7 @@ impl Loop {
         advance(&self.snapshot, &Step::Prepared(Transfer::default()));
         if then == Then::Activate {
             pause().await;
-            advance(&self.snapshot, &Step::Activating);
+            advance(&self.snapshot, &Step::Activating(Baseline::default()));
             advance(&self.snapshot, &Step::Activated);
             self.reboot().await;
         }
@@ -301,7 +301,9 @@ pub(crate) fn deployment(id: &str, source: &str) -> Deployment {
         then: Then::Stop,
         requested_by: "root".into(),
         began: 1_795_228_200,
+        images: Vec::new(),
         transfer: None,
+        baseline: Baseline::default(),
     }
 }
 

@@ -206,7 +206,7 @@ fn mistakes_of_order() -> Vec<Mistake> {
             let armed = o.view.status(o.booted.opposite()) != BootStatus::Unbootable;
             match (&r.state, decide(r, o, p)) {
                 (State::Prepared { .. }, decision) if !armed => {
-                    instead(decision, &Action::Record(Step::Activating), Action::Activate)
+                    instead(decision, &Action::Record(Step::Activating(Baseline::default())), Action::Activate)
                 }
                 (_, decision) => decision,
             }

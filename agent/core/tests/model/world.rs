@@ -203,7 +203,7 @@ impl World {
     }
 
     fn step(&mut self, step: &Step) -> Result<(), PowerCut> {
-        if matches!(step, Step::Activating)
+        if matches!(step, Step::Activating(_))
             && let Some(deployment) = self.record.state.deployment()
             && self.record.denied(&deployment.manifest).is_some()
         {
@@ -292,6 +292,7 @@ impl World {
             compatible: vec!["h".into()],
             agent: "0.1.0".into(),
             free_space: 0,
+            denials_since: None,
             target_slots: Vec::new(),
         };
         if !offer::blockers(&offer, &device, &self.record).is_empty() {
@@ -311,14 +312,16 @@ impl World {
             then,
             requested_by: "model".into(),
             began: 0,
+            images: Vec::new(),
             transfer: None,
+            baseline: Baseline::default(),
         };
         self.step(&Step::Preparing(deployment))
     }
 
     fn record(&mut self, step: &Step, request: Option<Request>, pending: &mut Option<Event>) -> Result<(), PowerCut> {
         let done = self.step(step);
-        if matches!(step, Step::Activating) && matches!(pending, Some(Event::Activate))
+        if matches!(step, Step::Activating(_)) && matches!(pending, Some(Event::Activate))
             || matches!(request, Some(Request::RollBack))
         {
             *pending = None;
