@@ -27,8 +27,8 @@ cd /usr/share/demo/places
 for file in note-0?.txt note-1?.txt; do echo "written on the device" >> "$file"; done
 printf x | dd of=map.bin bs=1 seek=12345678 conv=notrunc status=none
 for new in 1 2 3 4 5; do echo new > "new-$new.txt"; done
-find /usr/lib/x86_64-linux-gnu -type f -name '*.so.*' | sort | head -n 15 | while read -r file; do printf x >> "$file"; done
-find /usr/bin -type f | sort | head -n 10 | xargs touch
+find /usr/lib/x86_64-linux-gnu -type f -name '*.so.*' | sort | sed -n 1,15p | while read -r file; do printf x >> "$file"; done
+find /usr/bin -type f | sort | sed -n 1,10p | xargs touch
 cd /
 sync
 mount -o remount,ro /
