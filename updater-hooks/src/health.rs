@@ -1,10 +1,12 @@
 //! Health checks: does the system do its work?
 //!
-//! A check is a program in `health.d/required` or `health.d/wanted` ([`crate::programs`] has the rules), or a systemd
-//! unit that must be active. A program passes with exit code 0. A check that does not end within its deadline has
-//! failed, and so has one that is there but cannot be run. Only *required* checks decide; *wanted* ones are reported.
+//! A check is a program in `health.d/required` or `health.d/wanted` ([`crate::programs`] has the rules), one of
+//! greenboot's in `greenboot/check/required.d` or `wanted.d`, a systemd unit that must be active, a port that accepts, or
+//! a [`Probe`] that the caller brings. A program passes with exit code 0. A check that does not end within its deadline
+//! has failed, and so has one that is there but cannot be run. Only *required* checks decide; *wanted* ones are reported.
 //! A check that failed before the update cannot cause a rollback: [`judge`] is given their names.
 
+mod probe;
 mod unit;
 
 #[cfg(test)]
@@ -12,19 +14,26 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::HooksError;
+use crate::output;
 use crate::paths;
 use crate::programs::{self, NameRule, Program};
 use crate::runner::{self, Command, Exit, Limits, Outcome};
 use crate::soak::Round;
 
+pub use probe::{Probe, ProbeCheck};
+
+/// How much of a check's output goes into a report: its end, in bytes.
+pub const EVIDENCE_LIMIT: usize = 4 * 1024;
 /// How many checks run at the same time.
 const AT_ONCE: usize = 4;
+/// What the names of greenboot's programs end with; whatever else lies in its folders it does not run.
+const GREENBOOT_ENDING: &str = ".sh";
 
 /// Whether a check decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,12 +64,19 @@ pub enum CheckKind {
     Program,
     /// Whether a systemd unit is active and was not restarted since the round before.
     Unit,
+    /// Whether a URL answers with a status of 2xx or 3xx.
+    Http,
+    /// Whether `HOST:PORT` accepts a connection.
+    Tcp,
+    /// Whether the server that bundles come from answers at all; never required.
+    Source,
 }
 
 /// What one check said in one round.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CheckResult {
-    /// The program's file name, or the unit's name.
+    /// The program's file name, for greenboot's with its folder (`greenboot/required.d/NAME`); the unit's name;
+    /// `tcp:HOST:PORT`; the probe's name.
     pub name: String,
     /// What it looks at.
     pub kind: CheckKind,
@@ -70,7 +86,8 @@ pub struct CheckResult {
     pub passed: bool,
     /// Why it passed or failed, in one line.
     pub reason: String,
-    /// How its program, or the question about its unit, ended.
+    /// How its program, or the question about its unit, ended. A port or a probe is told as a program would be: exit
+    /// code 0 or 1 and the answer as output.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
@@ -81,6 +98,13 @@ impl CheckResult {
     pub fn hung(&self) -> bool {
         self.outcome.exit == Exit::TimedOut
     }
+
+    /// What it printed, for a report: the end of it, at most [`EVIDENCE_LIMIT`] bytes, cut between characters. How it
+    /// ended, how long it took and why it failed stand in the other fields.
+    #[must_use]
+    pub fn evidence(&self) -> &str {
+        output::end_of(&self.outcome.output_tail, EVIDENCE_LIMIT)
+    }
 }
 
 /// Where the checks are, and what they may take.
@@ -90,17 +114,28 @@ pub struct HealthSettings {
     pub root: PathBuf,
     /// The systemd units that must be active.
     pub units: Vec<String>,
-    /// Deadline and grace of each single check.
+    /// Ports that must accept a connection, each `HOST:PORT`; all required.
+    pub tcp: Vec<String>,
+    /// What else is asked, required or wanted.
+    pub probes: Vec<ProbeCheck>,
+    /// What each single check may take.
     pub limits: Limits,
     /// The program that is asked about units.
     pub systemctl: PathBuf,
 }
 
 impl HealthSettings {
-    /// The checks of this root and no units, each with these limits.
+    /// The programs of this root, and nothing else yet, each with these limits.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>, limits: Limits) -> Self {
-        HealthSettings { root: root.into(), units: Vec::new(), limits, systemctl: paths::SYSTEMCTL.into() }
+        HealthSettings {
+            root: root.into(),
+            units: Vec::new(),
+            tcp: Vec::new(),
+            probes: Vec::new(),
+            limits,
+            systemctl: paths::SYSTEMCTL.into(),
+        }
     }
 }
 
@@ -115,17 +150,19 @@ pub struct HealthChecks {
 #[derive(Debug)]
 struct Check {
     requirement: Requirement,
-    probe: Probe,
+    subject: Subject,
 }
 
 #[derive(Debug)]
-enum Probe {
+enum Subject {
     Program(Program),
     Unit(String),
+    Probe(ProbeCheck),
 }
 
 impl HealthChecks {
-    /// Finds the checks: required programs, then units, then wanted programs.
+    /// Finds the checks: required programs, greenboot's required ones, units, ports and required probes; then the wanted
+    /// ones in the same order.
     ///
     /// # Errors
     /// [`HooksError::List`] and [`HooksError::TooMany`] when a folder cannot be listed.
@@ -134,11 +171,24 @@ impl HealthChecks {
         let mut wanted = programs_of(&settings.root, Requirement::Wanted)?;
         // One name is one check: were it in both folders, its failure as a wanted one would excuse the required one.
         wanted.retain(|program| required.iter().all(|other| other.name != program.name));
-        let check = |requirement| move |probe| Check { requirement, probe };
-        let mut checks: Vec<Check> =
-            required.into_iter().map(Probe::Program).map(check(Requirement::Required)).collect();
-        checks.extend(settings.units.iter().cloned().map(Probe::Unit).map(check(Requirement::Required)));
-        checks.extend(wanted.into_iter().map(Probe::Program).map(check(Requirement::Wanted)));
+        let ours: Vec<String> = required.iter().chain(&wanted).map(|program| program.name.clone()).collect();
+        let probes: Vec<ProbeCheck> = settings
+            .tcp
+            .iter()
+            .map(|address| ProbeCheck::tcp(Requirement::Required, address))
+            .chain(settings.probes.iter().cloned())
+            .collect();
+        let mut checks = Vec::new();
+        for (requirement, own) in [(Requirement::Required, required), (Requirement::Wanted, wanted)] {
+            let mut subjects: Vec<Subject> = own.into_iter().map(Subject::Program).collect();
+            subjects.extend(greenboot_of(&settings.root, requirement, &ours)?.into_iter().map(Subject::Program));
+            if requirement == Requirement::Required {
+                subjects.extend(settings.units.iter().cloned().map(Subject::Unit));
+            }
+            let asked = probes.iter().filter(|probe| probe.requirement() == requirement);
+            subjects.extend(asked.cloned().map(Subject::Probe));
+            checks.extend(subjects.into_iter().map(|subject| Check { requirement, subject }));
+        }
         Ok(HealthChecks { checks, settings, restarts: BTreeMap::new() })
     }
 
@@ -149,11 +199,10 @@ impl HealthChecks {
     }
 
     /// Runs every check once, four at a time, and returns the results in the order of the checks.
+    ///
+    /// A check that hangs holds up one of the four places until its own deadline, and nobody in the others.
     pub fn run_all(&mut self, cancel: &AtomicBool) -> Vec<CheckResult> {
-        let mut results = Vec::with_capacity(self.checks.len());
-        for some in self.checks.chunks(AT_ONCE) {
-            results.extend(run_together(some, &self.settings, &self.restarts, cancel));
-        }
+        let results = run_together(&self.checks, &self.settings, &self.restarts, cancel);
         for (result, restarts) in &results {
             if let Some(restarts) = restarts {
                 self.restarts.insert(result.name.clone(), *restarts);
@@ -190,38 +239,60 @@ fn programs_of(root: &Path, requirement: Requirement) -> Result<Vec<Program>, Ho
     programs::find(root, &folder(paths::VENDOR_HEALTH), &folder(paths::LOCAL_HEALTH), NameRule::Plain)
 }
 
+/// Greenboot's programs, named with their folder. One that has the name of one of `ours` is that check, and ours runs.
+fn greenboot_of(root: &Path, requirement: Requirement, ours: &[String]) -> Result<Vec<Program>, HooksError> {
+    let leaf = format!("{}.d", requirement.name());
+    let folder = |base: &str| Path::new(base).join(&leaf);
+    let (vendor, local) = (folder(paths::VENDOR_GREENBOOT), folder(paths::LOCAL_GREENBOOT));
+    let mut found = programs::find(root, &vendor, &local, NameRule::Plain)?;
+    found.retain(|program| program.name.ends_with(GREENBOOT_ENDING) && !ours.contains(&program.name));
+    for program in &mut found {
+        program.name = format!("greenboot/{leaf}/{}", program.name);
+    }
+    Ok(found)
+}
+
 /// One result, and how often systemd had restarted the unit, where it is one.
 type Seen = (CheckResult, Option<u64>);
 
+/// Runs all of them; whoever of the runners is free takes the next.
 fn run_together(
     checks: &[Check],
     settings: &HealthSettings,
     restarts: &BTreeMap<String, u64>,
     cancel: &AtomicBool,
 ) -> Vec<Seen> {
-    thread::scope(|scope| {
-        let running: Vec<_> =
-            checks.iter().map(|check| scope.spawn(|| run_check(check, settings, restarts, cancel))).collect();
-        let ended = checks.iter().zip(running);
-        // A check whose own thread died has failed: nothing fails open.
-        ended.map(|(check, thread)| thread.join().unwrap_or_else(|_| (died(check), None))).collect()
-    })
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        checks.get(index).map(|check| (index, check))
+    };
+    let work = || -> Vec<(usize, Seen)> {
+        std::iter::from_fn(take).map(|(index, check)| (index, run_check(check, settings, restarts, cancel))).collect()
+    };
+    let mut seen: BTreeMap<usize, Seen> = thread::scope(|scope| {
+        let runners: Vec<_> = (0..AT_ONCE.min(checks.len())).map(|_| scope.spawn(work)).collect();
+        runners.into_iter().flat_map(|runner| runner.join().unwrap_or_default()).collect()
+    });
+    // A check whose own thread died has failed: nothing fails open.
+    let result = |(index, check)| seen.remove(&index).unwrap_or_else(|| (died(check), None));
+    checks.iter().enumerate().map(result).collect()
 }
 
 fn run_check(check: &Check, settings: &HealthSettings, restarts: &BTreeMap<String, u64>, cancel: &AtomicBool) -> Seen {
-    match &check.probe {
-        Probe::Program(program) => {
-            let outcome = match &program.run {
-                Ok(path) => runner::run(&Command::new(path), &settings.limits, cancel),
-                Err(fault) => Outcome::not_started(fault),
-            };
-            (result(check, outcome.succeeded(), outcome.reason(), outcome), None)
+    let outcome = match &check.subject {
+        Subject::Program(Program { run: Ok(path), .. }) => runner::run(&Command::new(path), &settings.limits, cancel),
+        Subject::Program(Program { run: Err(fault), .. }) => Outcome::not_started(fault),
+        Subject::Probe(probe) => {
+            let outcome = probe.look(settings.limits.deadline, cancel);
+            return (result(check, outcome.succeeded(), probe::reason(&outcome), outcome), None);
         }
-        Probe::Unit(name) => {
+        Subject::Unit(name) => {
             let seen = unit::look_at(name, settings, restarts.get(name).copied(), cancel);
-            (result(check, seen.passed, seen.reason, seen.outcome), seen.restarts)
+            return (result(check, seen.passed, seen.reason, seen.outcome), seen.restarts);
         }
-    }
+    };
+    (result(check, outcome.succeeded(), outcome.reason(), outcome), None)
 }
 
 fn died(check: &Check) -> CheckResult {
@@ -230,9 +301,10 @@ fn died(check: &Check) -> CheckResult {
 }
 
 fn result(check: &Check, passed: bool, reason: String, outcome: Outcome) -> CheckResult {
-    let (name, kind) = match &check.probe {
-        Probe::Program(program) => (program.name.clone(), CheckKind::Program),
-        Probe::Unit(name) => (name.clone(), CheckKind::Unit),
+    let (name, kind) = match &check.subject {
+        Subject::Program(program) => (program.name.clone(), CheckKind::Program),
+        Subject::Unit(name) => (name.clone(), CheckKind::Unit),
+        Subject::Probe(probe) => (probe.name(), probe.kind()),
     };
     CheckResult { name, kind, requirement: check.requirement, passed, reason, outcome }
 }

@@ -1,10 +1,13 @@
 //! The hook points of one update, the context given to a hook, and the verdict of one point.
 //!
 //! A hook is a program `NN-name` in the folder of its point ([`crate::programs`] has the rules). It finds a JSON object
-//! in the file named by `BASCULE_CONTEXT`, and beside it `BASCULE_HOOK_POINT` and, when there is a deployment,
-//! `BASCULE_DEPLOYMENT`. It passes with exit code 0; with 75 it asks to try again later, and the last line it printed
+//! in the file named by `BASCULE_CONTEXT` ([`CONTEXT_JSON_SCHEMA`] describes it), and beside it `BASCULE_HOOK_POINT` and,
+//! when there is a deployment, `BASCULE_DEPLOYMENT`, and where the prepared target slot is mounted,
+//! `BASCULE_TARGET_ROOT`. It passes with exit code 0; with 75 it asks to try again later, and the last line it printed
 //! is the reason; everything else is a failure, a deadline that passed included. The first hook that does not pass ends
 //! the point. A hook can be run again after a power cut, with the same deployment: it must stand that.
+
+mod list;
 
 #[cfg(test)]
 mod tests;
@@ -23,10 +26,14 @@ use crate::paths;
 use crate::programs::{self, NameRule, Program};
 use crate::runner::{self, Command, Exit, Limits, Outcome};
 
+pub use list::{ListedHook, ListedPoint, list};
+
 /// The exit code by which a hook asks to try again later (`EX_TEMPFAIL` of sysexits.h).
 pub const DEFER: i32 = 75;
 /// The form of the context file; grows when a key changes its meaning, not when one is added.
 pub const CONTEXT_SCHEMA: u32 = 1;
+/// The JSON schema of the context file.
+pub const CONTEXT_JSON_SCHEMA: &str = include_str!("context.schema.json");
 
 /// A point of an update at which hooks run, in the order an update comes by them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -115,7 +122,7 @@ pub struct HookSettings {
     pub root: PathBuf,
     /// An existing folder that only we may write to, for the context files.
     pub context_dir: PathBuf,
-    /// Deadline and grace of each single hook.
+    /// What each single hook may take.
     pub limits: Limits,
 }
 
@@ -196,9 +203,27 @@ pub fn run_point(
     settings: &HookSettings,
     cancel: &AtomicBool,
 ) -> Result<PointOutcome, HooksError> {
+    run_point_on(point, context, settings, None, cancel)
+}
+
+/// As [`run_point`], for hooks that look at the prepared target slot: `target` is where it is mounted, and becomes
+/// `BASCULE_TARGET_ROOT`.
+///
+/// # Errors
+/// As [`run_point`].
+pub fn run_point_on(
+    point: HookPoint,
+    context: &HookContext,
+    settings: &HookSettings,
+    target: Option<&Path>,
+    cancel: &AtomicBool,
+) -> Result<PointOutcome, HooksError> {
     let mut hooks = Vec::new();
     for program in find(point, &settings.root)? {
-        let outcome = run_hook(point, &program, context, settings, cancel)?;
+        let outcome = match &program.run {
+            Ok(path) => run_hook(point, path, context, settings, target, cancel)?,
+            Err(fault) => Outcome::not_started(fault),
+        };
         let verdict = verdict(&program.name, &outcome);
         hooks.push(HookRun { hook: program.name, outcome });
         if verdict != PointVerdict::Passed {
@@ -219,21 +244,21 @@ pub fn find(point: HookPoint, root: &Path) -> Result<Vec<Program>, HooksError> {
 
 fn run_hook(
     point: HookPoint,
-    program: &Program,
+    path: &Path,
     context: &HookContext,
     settings: &HookSettings,
+    target: Option<&Path>,
     cancel: &AtomicBool,
 ) -> Result<Outcome, HooksError> {
-    let path = match &program.run {
-        Ok(path) => path,
-        Err(fault) => return Ok(Outcome::not_started(fault)),
-    };
     // Each hook gets a file of its own: one that writes into it misleads nobody else. It goes when `file` does.
     let file = write_context(point, context, &settings.context_dir)
         .map_err(|source| HooksError::Context { path: settings.context_dir.clone(), source })?;
     let mut command = Command::new(path).env("BASCULE_CONTEXT", file.path()).env("BASCULE_HOOK_POINT", point.name());
     if let Some(deployment) = &context.deployment {
         command = command.env("BASCULE_DEPLOYMENT", deployment.to_string());
+    }
+    if let Some(target) = target {
+        command = command.env("BASCULE_TARGET_ROOT", target);
     }
     Ok(runner::run(&command, &settings.limits, cancel))
 }

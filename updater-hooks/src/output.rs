@@ -37,13 +37,18 @@ impl Tail {
     #[must_use]
     pub fn into_text(self) -> String {
         let bytes: Vec<u8> = self.bytes.into();
-        let text = neutralise(&String::from_utf8_lossy(&bytes));
-        let mut start = text.len().saturating_sub(OUTPUT_LIMIT);
-        while !text.is_char_boundary(start) {
-            start += 1;
-        }
-        text.get(start..).unwrap_or_default().to_owned()
+        end_of(&neutralise(&String::from_utf8_lossy(&bytes)), OUTPUT_LIMIT).to_owned()
     }
+}
+
+/// The end of `text`, at most `limit` bytes of it, cut between two characters.
+#[must_use]
+pub fn end_of(text: &str, limit: usize) -> &str {
+    let mut start = text.len().saturating_sub(limit);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text.get(start..).unwrap_or_default()
 }
 
 /// Replaces every character that a terminal or a log reader would obey: control characters become their visible

@@ -8,6 +8,10 @@ pub(crate) const LOCAL_HOOKS: &str = "etc/bascule/hooks.d";
 pub(crate) const VENDOR_HEALTH: &str = "usr/lib/bascule/health.d";
 /// Health checks of the device's owner; one of the same name replaces the image maker's.
 pub(crate) const LOCAL_HEALTH: &str = "etc/bascule/health.d";
+/// Greenboot's checks of the image's maker, in `required.d` and `wanted.d` below.
+pub(crate) const VENDOR_GREENBOOT: &str = "usr/lib/greenboot/check";
+/// Greenboot's checks of the device's owner; one of the same name replaces the image maker's.
+pub(crate) const LOCAL_GREENBOOT: &str = "etc/greenboot/check";
 /// A symbolic link to this in the owner's folder masks the image maker's program of that name.
 pub(crate) const MASK: &str = "/dev/null";
 /// Where the kernel says which path an open file has.

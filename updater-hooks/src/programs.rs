@@ -46,6 +46,8 @@ const ELF_HEAD: usize = 20;
 pub struct Program {
     /// Its file name, harmless to print.
     pub name: String,
+    /// Where it was found, below the root; a symbolic link is not followed.
+    pub found: PathBuf,
     /// The file to run, every symbolic link resolved; or why it cannot be run.
     pub run: Result<PathBuf, String>,
 }
@@ -130,7 +132,7 @@ fn is_leftover(name: &OsStr) -> bool {
 fn look_at(root: &Path, folder: &Path, name: &OsStr, rule: NameRule) -> Program {
     let shown = neutralise(&name.to_string_lossy());
     let run = if rule.accepts(&shown) { runnable(root, &folder.join(name)) } else { Err(rule.form().to_owned()) };
-    Program { name: shown, run }
+    Program { name: shown, found: folder.join(name), run }
 }
 
 fn runnable(root: &Path, path: &Path) -> Result<PathBuf, String> {

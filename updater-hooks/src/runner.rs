@@ -1,11 +1,14 @@
-//! One child process, from its start to the end of its process group.
+//! One child process, from its start to the end of everything it started.
 //!
 //! Every child of Bascule runs through [`run`]. It gets a process group of its own, no standard input, an environment
-//! that holds only what it was given, and one pipe for both outputs. At the deadline the whole group gets SIGTERM and,
-//! after a grace, SIGKILL. When the leader ends, whatever it left behind in its group is killed and reading stops
+//! that holds only what it was given, and one pipe for both outputs. Where its caller has a control group to give
+//! ([`Containment`]), it also gets one of its own in there, with limits for tasks and memory. At the deadline all of it
+//! gets SIGTERM and, after a grace, SIGKILL. When the leader ends, whatever it left behind is killed and reading stops
 //! shortly after: a child that made itself a daemon and kept the pipe open does not hold us up. A child that left the
-//! group (`setsid`) is out of reach here; the control group that contains it too is set up around this call, not in it.
+//! process group (`setsid`) is ended too where there is a control group, and out of reach where there is none;
+//! [`Outcome::uncontained`] says which.
 
+mod contain;
 mod watch;
 
 #[cfg(test)]
@@ -23,6 +26,9 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, Serializer};
 
 use crate::paths;
+
+use contain::Group;
+pub use contain::{CANNOT_ENTER, CANNOT_START, CANNOT_START_PREFIX, Containment, SUBCOMMAND};
 
 /// How long a process group may go on after SIGTERM before SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -65,20 +71,29 @@ impl Command {
     }
 }
 
-/// How long a child may take.
-#[derive(Debug, Clone, Copy)]
+/// What a child may take.
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// From the start to SIGTERM.
     pub deadline: Duration,
     /// From SIGTERM to SIGKILL.
     pub grace: Duration,
+    /// Where its control group is made; without one it has only its process group.
+    pub containment: Option<Containment>,
 }
 
 impl Limits {
-    /// This deadline, and the usual grace of [`GRACE`].
+    /// This deadline, the usual grace of [`GRACE`], and no control group.
     #[must_use]
     pub fn within(deadline: Duration) -> Self {
-        Limits { deadline, grace: GRACE }
+        Limits { deadline, grace: GRACE, containment: None }
+    }
+
+    /// The same in a control group of its own, where there is a place for one.
+    #[must_use]
+    pub fn contained(mut self, containment: Option<Containment>) -> Self {
+        self.containment = containment;
+        self
     }
 }
 
@@ -123,6 +138,31 @@ pub struct Outcome {
     pub output_tail: String,
     /// How many bytes of output before that were let go.
     pub output_dropped: u64,
+    /// What of the containment it was to have could not be had: the group, or a limit. Absent from JSON otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncontained: Option<String>,
+    /// Which limit of its control group it met. Absent from JSON otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub met_limit: Option<MetLimit>,
+}
+
+/// A limit of a child's control group that it met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetLimit {
+    /// It wanted more tasks than it may have: the start of one more was refused.
+    Tasks,
+    /// It wanted more memory than it may have: all of it was killed.
+    Memory,
+}
+
+impl std::fmt::Display for MetLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            MetLimit::Tasks => "it met its limit of tasks",
+            MetLimit::Memory => "it met its limit of memory",
+        })
+    }
 }
 
 impl Outcome {
@@ -134,6 +174,8 @@ impl Outcome {
             duration: Duration::ZERO,
             output_tail: String::new(),
             output_dropped: 0,
+            uncontained: None,
+            met_limit: None,
         }
     }
 
@@ -143,17 +185,18 @@ impl Outcome {
         self.exit == Exit::Code(0)
     }
 
-    /// One line for a person: how it ended, and the last thing it said.
+    /// One line for a person: how it ended, the limit it met, and the last thing it said.
     #[must_use]
     pub fn reason(&self) -> String {
+        let limit = self.met_limit.map(|limit| format!(" ({limit})")).unwrap_or_default();
         match crate::output::last_line(&self.output_tail) {
-            Some(line) => format!("{}: {line}", self.exit),
-            None => self.exit.to_string(),
+            Some(line) => format!("{}{limit}: {line}", self.exit),
+            None => format!("{}{limit}", self.exit),
         }
     }
 }
 
-/// Runs one child to the end of its process group and says what it did.
+/// Runs one child to the end of everything it started and says what it did.
 ///
 /// Blocks the calling thread, at most `deadline` + `grace` and a few seconds more. Setting `cancel` ends the child the
 /// way its deadline would, within a few hundredths of a second. It never fails: what keeps a child from starting is an
@@ -161,15 +204,27 @@ impl Outcome {
 #[must_use]
 pub fn run(command: &Command, limits: &Limits, cancel: &AtomicBool) -> Outcome {
     let started = Instant::now();
-    match start(command) {
-        Ok((child, output)) => watch::to_the_end(child, output, started, limits, cancel),
-        Err(error) => Outcome { duration: started.elapsed(), ..Outcome::not_started(error.to_string()) },
-    }
+    let (group, uncontained) = match limits.containment.as_ref().map(Group::make) {
+        None => (None, None),
+        Some(Ok((group, fault))) => (Some(group), fault),
+        Some(Err(why)) => (None, Some(why)),
+    };
+    let outcome = match start(command, group.as_ref()) {
+        Ok((child, output)) => watch::to_the_end(child, output, group, started, limits, cancel),
+        Err(error) => {
+            let _ = group.and_then(Group::end);
+            Outcome { duration: started.elapsed(), ..Outcome::not_started(error.to_string()) }
+        }
+    };
+    Outcome { uncontained, ..outcome }
 }
 
-fn start(command: &Command) -> io::Result<(Child, io::PipeReader)> {
+fn start(command: &Command, group: Option<&Group>) -> io::Result<(Child, io::PipeReader)> {
     let (reader, writer) = io::pipe()?;
-    let mut builder = std::process::Command::new(&command.program);
+    let mut builder = match group {
+        Some(group) => group.enter_and_run(&command.program),
+        None => std::process::Command::new(&command.program),
+    };
     builder
         .args(&command.args)
         .env_clear()

@@ -42,7 +42,7 @@ impl Device {
     }
 
     fn checks_within(&self, deadline: Duration, units: &[&str]) -> HealthChecks {
-        let limits = Limits { deadline, grace: Duration::from_millis(100) };
+        let limits = Limits { deadline, grace: Duration::from_millis(100), containment: None };
         let mut settings = HealthSettings::new(self.0.path(), limits);
         settings.units = units.iter().map(|unit| (*unit).to_owned()).collect();
         settings.systemctl = self.0.path().join("systemctl");

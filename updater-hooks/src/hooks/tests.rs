@@ -30,7 +30,7 @@ impl Device {
     }
 
     fn run_within(&self, deadline: Duration, point: HookPoint) -> Result<PointOutcome, HooksError> {
-        let limits = Limits { deadline, grace: Duration::from_millis(100) };
+        let limits = Limits { deadline, grace: Duration::from_millis(100), containment: None };
         let settings = HookSettings { root: self.0.path().to_owned(), context_dir: self.path("run"), limits };
         run_point(point, &context(), &settings, &AtomicBool::new(false))
     }

@@ -8,8 +8,9 @@ use crate::output::OUTPUT_LIMIT;
 
 /// Longer than any test may take; a test that gets there has failed.
 const LONG: Duration = Duration::from_secs(20);
-const SOON: Limits = Limits { deadline: Duration::from_millis(500), grace: Duration::from_millis(400) };
-const PATIENT: Limits = Limits { deadline: LONG, grace: Duration::from_millis(150) };
+const SOON: Limits =
+    Limits { deadline: Duration::from_millis(500), grace: Duration::from_millis(400), containment: None };
+const PATIENT: Limits = Limits { deadline: LONG, grace: Duration::from_millis(150), containment: None };
 
 fn sh(script: &str) -> Command {
     Command::new("/bin/sh").arg("-c").arg(script)

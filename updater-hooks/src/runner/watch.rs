@@ -1,4 +1,4 @@
-//! Watches one running child: reads its output, ends its group at the deadline, reaps it.
+//! Watches one running child: reads its output, ends it and all it started at the deadline, reaps it.
 
 use std::io::{self, PipeReader, Read};
 use std::os::fd::AsFd;
@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use super::contain::{Group, refusal};
 use super::{Exit, Limits, Outcome};
 use crate::output::Tail;
 
@@ -38,11 +39,12 @@ enum Ended {
 pub(super) fn to_the_end(
     child: Child,
     output: PipeReader,
+    group: Option<Group>,
     started: Instant,
     limits: &Limits,
     cancel: &AtomicBool,
 ) -> Outcome {
-    let mut watch = Watch::new(child, output);
+    let mut watch = Watch::new(child, output, group);
     let deadline = started.checked_add(limits.deadline);
     let ended = match watch.until_exit(deadline, Some(cancel)) {
         Seen::Exit => Ended::ByItself,
@@ -53,9 +55,8 @@ pub(super) fn to_the_end(
         watch.signal(Signal::SIGTERM);
         let _ = watch.until_exit(Instant::now().checked_add(limits.grace), None);
     }
-    // The leader, while not yet reaped, keeps the group's number ours: this cannot hit a stranger. It is sent whether
-    // or not the leader has ended, so that nothing of its group stays behind.
-    watch.signal(Signal::SIGKILL);
+    // It is sent whether or not the leader has ended, so that nothing it started stays behind.
+    watch.kill();
     watch.until_exit(Instant::now().checked_add(REAP_LIMIT), None);
     watch.read_what_is_left();
     watch.finish(ended, started)
@@ -69,18 +70,19 @@ enum Seen {
 
 struct Watch {
     child: Child,
-    group: Pid,
+    leader: Pid,
+    group: Option<Group>,
     output: Option<PipeReader>,
     tail: Tail,
 }
 
 impl Watch {
-    fn new(child: Child, output: PipeReader) -> Self {
+    fn new(child: Child, output: PipeReader, group: Option<Group>) -> Self {
         // A process number always fits; 0 would name our own group, so the impossible case is made harmless.
-        let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+        let leader = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
         // Were the pipe to stay blocking, a silent child could hold us past its deadline: rather lose its output.
         let output = make_nonblocking(&output).is_ok().then_some(output);
-        Watch { child, group, output, tail: Tail::default() }
+        Watch { child, leader, group, output, tail: Tail::default() }
     }
 
     /// Reads output until the leader has ended (it is left unreaped), the time has come, or the caller cancels.
@@ -104,12 +106,24 @@ impl Watch {
 
     fn leader_has_ended(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        !matches!(waitid(Id::Pid(self.group), flags), Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR))
+        !matches!(waitid(Id::Pid(self.leader), flags), Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR))
     }
 
     fn signal(&self, signal: Signal) {
-        // The only possible failure is that the group is already gone.
-        let _ = killpg(self.group, signal);
+        // The leader, while not yet reaped, keeps the group's number ours: this cannot hit a stranger. The only
+        // possible failure is that the group is already gone.
+        let _ = killpg(self.leader, signal);
+        if let Some(group) = &self.group {
+            group.signal(signal);
+        }
+    }
+
+    /// The process group first: a leader that is still on its way into its control group does not escape by that.
+    fn kill(&self) {
+        let _ = killpg(self.leader, Signal::SIGKILL);
+        if let Some(group) = &self.group {
+            group.kill();
+        }
     }
 
     /// Waits at most `pause` for output and takes what is there.
@@ -173,17 +187,20 @@ impl Watch {
             }
             Err(error) => Err(format!("its end could not be seen: {error}")),
         };
+        let through_trampoline = self.group.is_some();
+        let met_limit = self.group.and_then(Group::end);
+        let (output_dropped, output_tail) = (self.tail.dropped(), self.tail.into_text());
         let exit = match (ended, status) {
             (Ended::AtDeadline, _) => Exit::TimedOut,
             (Ended::OnCancel, _) => Exit::Cancelled,
             (Ended::ByItself, Ok(status)) => match (status.code(), status.signal()) {
+                (Some(code), _) if through_trampoline => refusal(code, &output_tail).unwrap_or(Exit::Code(code)),
                 (Some(code), _) => Exit::Code(code),
                 (None, signal) => Exit::Signal(signal.unwrap_or_default()),
             },
             (Ended::ByItself, Err(why)) => Exit::NotStarted(why),
         };
-        let output_dropped = self.tail.dropped();
-        Outcome { exit, duration: started.elapsed(), output_tail: self.tail.into_text(), output_dropped }
+        Outcome { exit, duration: started.elapsed(), output_tail, output_dropped, uncontained: None, met_limit }
     }
 }
 
