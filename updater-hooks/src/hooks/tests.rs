@@ -136,3 +136,109 @@ fn the_points_have_the_names_of_their_folders_in_json_too() {
         assert_eq!(serde_json::to_value(point).expect("json"), point.name());
     }
 }
+
+#[test]
+fn a_hook_is_told_where_the_target_is_mounted_and_only_then() {
+    let device = Device::new();
+    device.hook("usr/lib/bascule/hooks.d/post-prepare/10-tell", 0o755, "echo \"<${BASCULE_TARGET_ROOT-unset}>\"");
+    let settings = HookSettings {
+        root: device.0.path().to_owned(),
+        context_dir: device.path("run"),
+        limits: Limits::within(Duration::from_secs(20)),
+    };
+    for (target, told) in [(Some(Path::new("/run/slot b")), "</run/slot b>\n"), (None, "<unset>\n")] {
+        let outcome = run_point_on(HookPoint::PostPrepare, &context(), &settings, target, &AtomicBool::new(false));
+        assert_eq!(outcome.expect("it runs").hooks[0].outcome.output_tail, told);
+    }
+}
+
+#[test]
+fn all_points_are_listed_with_what_would_run_and_what_cannot() {
+    let (device, slot) = (Device::new(), Device::new());
+    device.hook("usr/lib/bascule/hooks.d/check/20-own", 0o755, "true");
+    device.hook("etc/bascule/hooks.d/check/10-forgot", 0o644, "true");
+    slot.hook("usr/lib/bascule/hooks.d/check/10-new", 0o755, "true");
+    fs::write(slot.path("usr/lib/bascule/hooks.d/probation"), "").expect("a file");
+    let (root, slot_root) = (device.0.path().canonicalize().expect("it"), slot.0.path().canonicalize().expect("it"));
+    let listed = list(&[&root, &slot_root]);
+    assert_eq!(listed.iter().map(|point| point.point).collect::<Vec<_>>(), HookPoint::ALL);
+    let shown: Vec<_> = listed[0]
+        .hooks
+        .iter()
+        .map(|hook| (hook.hook.as_str(), &hook.root, hook.runs.is_some(), hook.fault.as_deref()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("10-forgot", &root, false, Some("it is not executable")),
+            ("20-own", &root, true, None),
+            ("10-new", &slot_root, true, None),
+        ]
+    );
+    assert_eq!(listed[0].hooks[0].path, Path::new("etc/bascule/hooks.d/check/10-forgot"));
+    assert_eq!(listed[0].hooks[1].runs, Some(root.join("usr/lib/bascule/hooks.d/check/20-own")));
+    let faults: Vec<_> = listed.iter().filter(|point| !point.faults.is_empty()).collect();
+    assert_eq!((faults.len(), faults[0].point), (1, HookPoint::Probation));
+}
+
+/// Holds a value against the part of a JSON schema that ours uses; says the first thing that does not fit.
+fn misfit(schema: &serde_json::Value, value: &serde_json::Value) -> Option<String> {
+    let names = |value: &serde_json::Value| match value {
+        serde_json::Value::Array(names) => names.clone(),
+        one => vec![one.clone()],
+    };
+    let kind = match value {
+        serde_json::Value::Null => "null",
+        serde_json::Value::String(_) => "string",
+        serde_json::Value::Number(number) if number.is_u64() => "integer",
+        serde_json::Value::Object(_) => "object",
+        _ => "something else",
+    };
+    if !names(&schema["type"]).contains(&kind.into()) {
+        return Some(format!("{value} is {kind}, not {}", schema["type"]));
+    }
+    if schema.get("const").is_some_and(|only| only != value)
+        || schema.get("enum").is_some_and(|all| !names(all).contains(value))
+    {
+        return Some(format!("{value} is not one of {schema}"));
+    }
+    let Some(object) = value.as_object() else { return None };
+    let required = schema["required"].as_array().into_iter().flatten().filter_map(|key| key.as_str());
+    let missing = required.filter(|key| !object.contains_key(*key)).map(|key| format!("{key} is missing"));
+    let unknown = object
+        .keys()
+        .filter(|key| schema["properties"].get(key).is_none())
+        .map(|key| format!("{key} is not described"));
+    let inner = object.iter().filter_map(|(key, value)| misfit(schema["properties"].get(key)?, value));
+    missing.chain(unknown).chain(inner).next()
+}
+
+#[test]
+fn a_context_file_is_what_its_schema_says() {
+    let schema: serde_json::Value = serde_json::from_str(CONTEXT_JSON_SCHEMA).expect("the schema is JSON");
+    let dir = tempfile::tempdir().expect("a folder");
+    let bare = HookContext {
+        deployment: None,
+        from_version: None,
+        to_version: None,
+        reason: Some("it is".into()),
+        ..context()
+    };
+    for point in HookPoint::ALL {
+        for context in [context(), bare.clone()] {
+            let file = write_context(point, &context, dir.path()).expect("it is written");
+            let written = serde_json::from_slice(&fs::read(file.path()).expect("a file")).expect("JSON");
+            assert_eq!(misfit(&schema, &written), None, "{point}: {written}");
+            for key in written.as_object().expect("an object").keys() {
+                let mut without = written.clone();
+                without.as_object_mut().expect("an object").remove(key);
+                assert_eq!(misfit(&schema, &without), Some(format!("{key} is missing")));
+                let mut wrong = written.clone();
+                wrong[key] = serde_json::json!(1.5);
+                assert!(misfit(&schema, &wrong).is_some(), "{key} may be anything");
+            }
+        }
+    }
+    let points: Vec<_> = HookPoint::ALL.into_iter().map(HookPoint::name).collect();
+    assert_eq!(schema["properties"]["point"]["enum"], serde_json::json!(points));
+}

@@ -120,7 +120,7 @@ impl Group {
     }
 
     /// For kernels before 5.14. What is frozen starts nothing new, and can be killed.
-    fn kill_one_by_one(&self) {
+    pub(super) fn kill_one_by_one(&self) {
         let _ = self.write("cgroup.freeze", "1");
         for _ in 0..KILL_ROUNDS {
             if !self.is_populated() {

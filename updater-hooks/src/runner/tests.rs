@@ -175,3 +175,76 @@ fn an_outcome_as_json_has_plain_numbers() {
         })
     );
 }
+
+/// A place for control groups, removed at the end; `None` and a word about it where the kernel gives us none.
+struct Place(std::path::PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Option<Place> {
+        let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
+        let mount = mounts.lines().find_map(|line| line.split(' ').nth(1).filter(|_| line.contains(" cgroup2 ")));
+        let dir = mount.map(|mount| Path::new(mount).join(format!("bascule-hooks-test-{name}-{}", std::process::id())));
+        let made = dir.filter(|dir| fs::create_dir(dir).is_ok()).map(Place);
+        if made.is_none() {
+            eprintln!("SKIPPED: no control group (v2) can be made here");
+        }
+        made
+    }
+
+    fn containment(&self, dir: &Path) -> Containment {
+        let trampoline = dir.join("trampoline");
+        if !trampoline.exists() {
+            fs::write(&trampoline, "#!/bin/sh\nshift\necho 0 > $1/cgroup.procs\nshift\nexec \"$@\"\n").expect("a file");
+            fs::set_permissions(&trampoline, fs::Permissions::from_mode(0o755)).expect("its mode");
+        }
+        Containment { groups: self.0.clone(), trampoline, tasks: None, memory: None }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_daemon_that_left_the_process_group_is_killed_with_its_control_group() {
+    let Some(place) = Place::new("daemon") else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let pid = dir.path().join("pid");
+    let script = format!("setsid sh -c 'echo $$ > {0}; exec sleep 60' & while [ ! -s {0} ]; do :; done", pid.display());
+    let limits = PATIENT.contained(Some(place.containment(dir.path())));
+    let outcome = run(&sh(&script), &limits, &AtomicBool::new(false));
+    assert_eq!((&outcome.exit, &outcome.uncontained), (&Exit::Code(0), &None));
+    assert!(is_gone(&pid));
+    assert!(fs::read_dir(&place.0).expect("a folder").flatten().all(|entry| !entry.path().is_dir()));
+}
+
+#[test]
+fn a_kernel_that_cannot_kill_a_group_has_its_processes_killed_one_by_one() {
+    let Some(place) = Place::new("one-by-one") else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let (group, fault) = Group::make(&place.containment(dir.path())).expect("a group");
+    assert_eq!(fault, None);
+    let pid = dir.path().join("pid");
+    let script =
+        format!("setsid sh -c 'trap \"\" TERM; echo $$ > {}; while :; do sleep 0.02; done' & wait", pid.display());
+    let mut child = group.enter_and_run("/bin/sh".as_ref()).arg("-c").arg(script).spawn().expect("it starts");
+    while !fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')) {
+        thread::sleep(Duration::from_millis(5));
+    }
+    group.kill_one_by_one();
+    assert!(is_gone(&pid));
+    child.wait().expect("it was ours");
+    assert_eq!(group.end(), None);
+}
+
+#[test]
+fn an_outcome_says_which_limit_was_met_and_what_could_not_be_had() {
+    let mut outcome = Outcome { exit: Exit::Signal(9), ..Outcome::not_started("") };
+    outcome.met_limit = Some(MetLimit::Memory);
+    outcome.uncontained = Some("no control group".to_owned());
+    assert_eq!(outcome.reason(), "ended by signal 9 (it met its limit of memory)");
+    let json = serde_json::to_value(outcome).expect("json");
+    assert_eq!((&json["met_limit"], &json["uncontained"]), (&"memory".into(), &"no control group".into()));
+}
