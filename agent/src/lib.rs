@@ -10,6 +10,7 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod contained;
 pub mod daemon;
 pub mod device;
 pub mod durable;

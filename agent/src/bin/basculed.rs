@@ -1,5 +1,6 @@
 //! The daemon, its two watchdogs, and a run without a daemon.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use bascule_agent::config::Config;
 use bascule_agent::device::DeviceError;
 use bascule_agent::engine::End;
 use bascule_agent::paths::Paths;
-use bascule_agent::{daemon, logging, watchdogs};
+use bascule_agent::{contained, daemon, logging, watchdogs};
 use bascule_core::{ErrorReport, Phase};
 use clap::{Parser, Subcommand};
 
@@ -38,10 +39,23 @@ enum Command {
         #[arg(long, value_name = "BUNDLE")]
         install: Option<String>,
     },
+    /// Enters a control group and becomes a program: what every hook and health check is started through
+    #[command(hide = true)]
+    Contained {
+        /// The group's folder
+        group: PathBuf,
+        /// The program and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Not the agent itself, but a hook on its way: it has no need of a configuration, nor of a device.
+    if let Some(Command::Contained { group, command }) = &arguments.command {
+        return contained::become_contained(group, command);
+    }
     let paths = Paths::under(arguments.root);
     abort_on_panic();
     let config = Config::load(&paths);
@@ -52,7 +66,7 @@ fn main() -> ExitCode {
         (Err(error), _) => return fail(&error.report()),
     };
     let outcome = match command {
-        None | Some(Command::RollbackHealth) => daemon::serve(&paths, config).map(Ok),
+        None | Some(Command::RollbackHealth | Command::Contained { .. }) => daemon::serve(&paths, config).map(Ok),
         Some(Command::RunToRest { install }) => daemon::run_to_rest(&paths, config, install.as_deref()),
         Some(Command::RollbackAltboot) => return ended(watchdogs::rollback_altboot(&paths, &config)),
     };

@@ -202,7 +202,7 @@ fn misfit(schema: &serde_json::Value, value: &serde_json::Value) -> Option<Strin
     {
         return Some(format!("{value} is not one of {schema}"));
     }
-    let Some(object) = value.as_object() else { return None };
+    let object = value.as_object()?;
     let required = schema["required"].as_array().into_iter().flatten().filter_map(|key| key.as_str());
     let missing = required.filter(|key| !object.contains_key(*key)).map(|key| format!("{key} is missing"));
     let unknown = object
