@@ -174,7 +174,13 @@ fn newer(seen: &Observed) -> Decision {
 fn idle(facts: &Record, seen: &Observed) -> Decision {
     let target = seen.booted.opposite();
     if seen.view.settings == Settings::Damaged {
-        return act(Action::MarkGood, "the boot settings are damaged: rebuild them for the booted group");
+        // The fallback names what was good last. Another group that runs may be on trial: it has to prove itself.
+        return match seen.view.status(seen.booted) {
+            BootStatus::Good => {
+                act(Action::MarkGood, "the boot settings are damaged: rebuild them for the booted group")
+            }
+            _ => unrecorded_probation(seen),
+        };
     }
     match (seen.view.status(seen.booted), seen.view.status(target)) {
         (BootStatus::Trial { .. } | BootStatus::Exhausted, _) => unrecorded_probation(seen),
@@ -183,6 +189,10 @@ fn idle(facts: &Record, seen: &Observed) -> Decision {
         }
         (booted, opposite) => match seen.request {
             None => act(Action::Wait, "nothing is on its way"),
+            // A system that was given up runs because a person started it: only a person can make it good.
+            Some(Request::Prepare) if booted != BootStatus::Good && opposite == BootStatus::Good => {
+                refuse(Refusal::InProbation)
+            }
             Some(Request::Prepare) => act(Action::CheckOffer, "a bundle is offered"),
             Some(Request::Activate) => refuse(Refusal::NothingPrepared),
             Some(Request::Cancel) => refuse(Refusal::NothingToCancel),
@@ -201,20 +211,27 @@ fn idle(facts: &Record, seen: &Observed) -> Decision {
 }
 
 /// The record was lost while the booted group is on trial: it still has to prove itself.
+///
+/// It is not given up by telling the loader: without a record, a run that ends before the reboot would leave no trace of
+/// the verdict. Each start costs a try, and after the last the loader falls back.
 fn unrecorded_probation(seen: &Observed) -> Decision {
-    let opposite = seen.view.status(seen.booted.opposite());
+    let way_back = seen.view.status(seen.booted.opposite()) == BootStatus::Good;
     match (&seen.health, seen.request) {
         (_, Some(Request::Prepare | Request::Activate | Request::Cancel)) => refuse(Refusal::InProbation),
         (_, Some(Request::Commit)) => act(Action::MarkGood, "a person commits the booted group"),
-        (Health::Passed, _) => act(Action::MarkGood, "a trial without a record passed its health checks"),
-        (Health::Failed { .. }, _) | (_, Some(Request::RollBack)) if opposite == BootStatus::Good => {
-            act(Action::RollBack, "a trial without a record failed its health checks")
+        (_, Some(Request::RollBack)) if way_back => {
+            act(Action::RollBack, "a person goes back from an unrecorded trial")
         }
-        _ if seen.deadline_passed && opposite == BootStatus::Good => {
-            act(Action::RollBack, "a trial without a record missed its deadline")
+        (_, Some(Request::RollBack)) => refuse(Refusal::NothingToRollBackTo),
+        (Health::Passed, None) => act(Action::MarkGood, "a trial without a record passed its health checks"),
+        (Health::Failed { .. }, None) if way_back => {
+            act(Action::Reboot, "a trial without a record failed its health checks")
         }
-        (Health::Failed { .. }, _) => act(Action::MarkGood, "unhealthy, but there is no good group to go back to"),
-        (Health::Unknown, _) => act(Action::CheckHealth, "the booted group is on trial without a record"),
+        (Health::Unknown, None) if seen.deadline_passed && way_back => {
+            act(Action::Reboot, "a trial without a record missed its deadline")
+        }
+        (Health::Failed { .. }, None) => act(Action::MarkGood, "unhealthy, but there is no good group to go back to"),
+        (Health::Unknown, None) => act(Action::CheckHealth, "the booted group is on trial without a record"),
     }
 }
 
@@ -258,6 +275,9 @@ fn too_many_attempts() -> crate::report::ErrorReport {
 }
 
 fn prepared(deployment: &Deployment, seen: &Observed) -> Decision {
+    if seen.view.settings == Settings::Damaged {
+        return act(Action::MarkUnbootable, "the boot settings are damaged: rebuild them before the loader is armed");
+    }
     match seen.request {
         Some(Request::Cancel) => record(Step::Abandoned(Ending::Cancelled), "a person cancels the prepared deployment"),
         Some(Request::Prepare) => act(Action::CheckOffer, "another bundle takes the place of the prepared one"),
@@ -354,7 +374,10 @@ fn rolling_back(
     if seen.booted != deployment.target && exhausted && !reason.denies() {
         return rolled_back_by_loader(RollbackReason::DidNotBoot);
     }
+    let way_back = seen.view.status(seen.booted.opposite()) == BootStatus::Good;
     match (seen.booted == deployment.target, disarmed) {
+        // The settings were lost and the fallback names this group: the loader would refuse for ever.
+        (true, false) if !way_back => record(Step::Stranded, "there is no good group to go back to"),
         (true, false) if decided_in_this_boot => act(Action::RollBack, "the booted group is given up"),
         // The power was cut before the loader was told. Say so first: below, disarmed in another boot means stranded.
         (true, false) => record(Step::RollingBack(reason.clone()), "the way back was cut off: take it again"),

@@ -3,10 +3,16 @@
 
 #![allow(unreachable_pub, clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
+mod claims;
+mod daemon;
+mod random;
+mod schedules;
+mod watchdogs;
 mod world;
 
 use bascule_core::*;
-use world::{Decide, Event, Loader, TEMPERS, Temper, World};
+use daemon::{Decide, Event};
+use world::{Loader, TEMPERS, Temper, World};
 
 /// One promise broken, with the trace that shows it.
 struct Broken {
@@ -15,11 +21,11 @@ struct Broken {
 }
 
 fn offer(order: u64) -> Event {
-    Event::Offer { order, temper: TEMPERS[order as usize], then: Then::Activate }
+    Event::Offer { order, then: Then::Activate }
 }
 
 fn scenarios() -> Vec<(&'static str, Vec<Event>)> {
-    let hold = Event::Offer { order: 2, temper: Temper::Good, then: Then::Stop };
+    let hold = Event::Offer { order: 2, then: Then::Stop };
     vec![
         ("a good system", vec![offer(2)]),
         ("an unhealthy system, offered twice", vec![offer(3), offer(3)]),
@@ -29,6 +35,7 @@ fn scenarios() -> Vec<(&'static str, Vec<Event>)> {
         ("good, then unhealthy", vec![offer(2), offer(3)]),
         ("good, then panics", vec![offer(2), offer(4)]),
         ("good, then a person goes back, and tries to again", vec![offer(2), Event::RollBack, Event::RollBack]),
+        ("good, a person goes back, and a good one again", vec![offer(2), Event::RollBack, offer(5)]),
     ]
 }
 
@@ -93,12 +100,16 @@ fn judge(events: &[Event], world: &World, cancels: bool) -> Result<usize, String
 fn told_truly(world: &World) -> Result<(), String> {
     let running = world.order_in(world.booted).unwrap_or(0);
     let told = world.record.installed.as_ref().map_or(1, |deployment| deployment.order);
-    if told != running {
+    // A system that could not be given up runs on, as its last line of history says.
+    let last = world.record.history.iter().rev().find(|entry| entry.deployment.order == running);
+    let stranded = last.is_some_and(|entry| matches!(entry.ending, Ending::Stranded { .. }));
+    if told != running && !stranded {
         return Err(format!("the record says order {told} was committed, {running} runs"));
     }
     for denied in &world.record.deny {
         let ended = world.record.history.iter().any(|entry| {
-            entry.deployment.manifest == denied.manifest && matches!(entry.ending, Ending::RolledBack { .. })
+            entry.deployment.manifest == denied.manifest
+                && matches!(entry.ending, Ending::RolledBack { .. } | Ending::Stranded { .. })
         });
         if !ended {
             return Err(format!("{} is denied but no history says it was rolled back", denied.version));
@@ -111,7 +122,9 @@ fn wanted_order(events: &[Event]) -> u64 {
     let mut running = vec![1];
     for event in events {
         match event {
-            Event::Offer { order, temper: Temper::Good, then: Then::Activate } => running.push(*order),
+            Event::Offer { order, then: Then::Activate } if TEMPERS[*order as usize] == Temper::Good => {
+                running.push(*order);
+            }
             Event::Activate => running.push(2),
             Event::RollBack if running.len() > 1 => {
                 running.pop();

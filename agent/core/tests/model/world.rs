@@ -1,11 +1,17 @@
-//! A world small enough to search: two slots, a loader, a record, systems that are good, panic or are unhealthy, and a
-//! power supply that fails after chosen durable writes.
+//! A world small enough to search: two slots, a loader, a record, systems of different tempers, and a power supply that
+//! fails after chosen durable writes.
 //!
-//! Every durable write is one call of [`World::durable`]. The power is cut right after the writes whose numbers are in
-//! `cuts`; a cut before a write is the cut after the write before it. A settings write may also be torn by its cut.
+//! Every durable write is one call of [`World::write`]. The power is cut right after the writes whose numbers are in
+//! `cuts`, or where the faults draw it; a cut before a write is the cut after the write before it. A settings write may
+//! also be torn by its cut, and any write may fail without effect, or be done and be reported as failed.
+//!
+//! The loader refuses what the real backends refuse, in their order of writes. `daemon.rs` is the agent in this world.
 
-use bascule_core::offer;
+use std::collections::BTreeSet;
+
 use bascule_core::*;
+
+use crate::random::Faults;
 
 /// How one system behaves when it is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +19,10 @@ pub enum Temper {
     Good,
     Panics,
     Unhealthy,
+    /// Its health checks never come to an end.
+    Hangs,
+    /// The loader cannot load its kernel and goes on to the opposite group.
+    DoesNotLoad,
 }
 
 /// What a slot holds.
@@ -31,50 +41,96 @@ pub enum Loader {
     OneShot,
 }
 
-/// What happens to the world from outside, in order; the next comes when the agent has nothing left to do.
-#[derive(Debug, Clone, Copy)]
-pub enum Event {
-    Offer { order: u64, temper: Temper, then: Then },
-    Activate,
-    RollBack,
+/// Why a write did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The power failed: everything not durable is gone.
+    PowerCut,
+    /// An error was returned, whatever is on the disk.
+    Failed,
 }
 
-/// The function under test, so that seeded mistakes can take its place.
-pub type Decide<'a> = &'a dyn Fn(&Record, &Observed, &Policy) -> Decision;
+/// Where a write goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Settings,
+    Fallback,
+    Record,
+    Slot,
+    /// No write: a hook ran to its end, and the power may fail before anything says so.
+    Hook,
+}
 
-/// The power failed: everything not durable is gone.
-pub struct PowerCut;
+/// What is true of one slot, whatever anybody says of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Truth {
+    /// Its system passed its checks, or a person committed it.
+    pub proven: bool,
+    /// It was made good without proof because there was no good group to go back to.
+    pub last_resort: bool,
+    /// Starts since it was written, as long as it is neither.
+    pub starts: u32,
+}
+
+/// More starts than any loader grants.
+const GIVEN_UP: u32 = 1000;
 
 #[derive(Debug, Clone)]
 pub struct World {
     pub loader: Loader,
     pub slots: [Content; 2],
+    pub truth: [Truth; 2],
     pub view: BootView,
     pub fallback: Group,
+    /// The record on the disk.
     pub record: Record,
     /// The system that runs, once the loader has started one.
     pub booted: Group,
     pub boots: u32,
+    pub runs: u32,
+    pub offers: u32,
+    pub deadline_passed: bool,
+    /// Rounds of checks without a verdict in this boot.
+    pub rounds: u32,
     pub writes: usize,
     pub cuts: Vec<usize>,
+    pub faults: Faults,
     pub torn_settings: bool,
+    /// A seeded mistake of the loop: the slots are written without telling the loader once more. Where the target is
+    /// unbootable already, its fallback may still name it.
+    pub hasty: bool,
+    pub hooks: bool,
     pub cancel_after: Option<usize>,
-    /// Starts of each offered order without a commit in between.
+    /// Temper of the system with a given order.
+    pub tempers: Vec<Temper>,
+    /// Starts of each offered order.
     pub starts: Vec<u64>,
     /// Orders activated although the deny-list held them.
     pub retried: Vec<u64>,
+    /// What really happened to which order, to hold the record's reasons against.
+    pub happened: BTreeSet<(u64, &'static str)>,
+    /// Deployments that were begun, and those that another one took the place of.
+    pub begun: BTreeSet<String>,
+    pub superseded: BTreeSet<String>,
+    /// The hooks that ran to their end, with the deployment they ran for.
+    pub hooks_run: Vec<(&'static str, String)>,
+    /// The first promise that was broken.
+    pub broken: Option<String>,
+    pub quiet: bool,
     pub trace: Vec<String>,
 }
 
-fn index(group: Group) -> usize {
+pub fn index(group: Group) -> usize {
     usize::from(group == Group::B)
 }
 
 impl World {
     pub fn new(loader: Loader, cuts: &[usize]) -> Self {
+        let proven = Truth { proven: true, ..Truth::default() };
         World {
             loader,
             slots: [Content::System { order: 1, temper: Temper::Good }, Content::Torn],
+            truth: [proven, Truth::default()],
             view: BootView {
                 settings: Settings::Intact,
                 primary: Group::A,
@@ -85,14 +141,38 @@ impl World {
             record: Record::default(),
             booted: Group::A,
             boots: 0,
+            runs: 0,
+            offers: 0,
+            deadline_passed: false,
+            rounds: 0,
             writes: 0,
             cuts: cuts.to_vec(),
+            faults: Faults::none(),
             torn_settings: false,
+            hasty: false,
+            hooks: false,
             cancel_after: None,
+            tempers: TEMPERS.to_vec(),
             starts: Vec::new(),
             retried: Vec::new(),
+            happened: BTreeSet::new(),
+            begun: BTreeSet::new(),
+            superseded: BTreeSet::new(),
+            hooks_run: Vec::new(),
+            broken: None,
+            quiet: false,
             trace: Vec::new(),
         }
+    }
+
+    pub fn note(&mut self, what: impl FnOnce() -> String) {
+        if !self.quiet {
+            self.trace.push(what());
+        }
+    }
+
+    pub fn breaks(&mut self, what: String) {
+        self.broken.get_or_insert(what);
     }
 
     pub fn order_in(&self, group: Group) -> Option<u64> {
@@ -100,90 +180,6 @@ impl World {
             Content::System { order, .. } => Some(order),
             Content::Torn => None,
         }
-    }
-
-    fn status_mut(&mut self, group: Group) -> &mut BootStatus {
-        match group {
-            Group::A => &mut self.view.a,
-            Group::B => &mut self.view.b,
-        }
-    }
-
-    /// Counts one durable write and fails if the power is cut right after it.
-    fn durable(&mut self, what: String) -> Result<(), PowerCut> {
-        self.trace.push(format!("{:3} {what}", self.writes));
-        self.writes += 1;
-        if self.cuts.contains(&(self.writes - 1)) {
-            self.trace.push("    -- power cut --".into());
-            return Err(PowerCut);
-        }
-        Ok(())
-    }
-
-    fn write_settings(&mut self, what: &str, view: BootView) -> Result<(), PowerCut> {
-        self.view = view;
-        let torn = self.torn_settings && self.cuts.contains(&self.writes);
-        if torn {
-            self.view.settings = Settings::Damaged;
-        }
-        self.durable(format!("loader: {what} -> {:?}{}", self.view, if torn { " TORN" } else { "" }))
-    }
-
-    /// What the loader shows to the agent: on damaged settings only its fallback.
-    fn seen_view(&self) -> BootView {
-        if self.view.settings == Settings::Intact {
-            return self.view;
-        }
-        let mut view = BootView {
-            settings: Settings::Damaged,
-            primary: self.fallback,
-            a: BootStatus::Unbootable,
-            b: BootStatus::Unbootable,
-        };
-        match self.fallback {
-            Group::A => view.a = BootStatus::Good,
-            Group::B => view.b = BootStatus::Good,
-        }
-        view
-    }
-
-    /// Lets the loader pick and start groups until one comes up. `Err` is a violated promise.
-    pub fn boot(&mut self) -> Result<(), String> {
-        for _ in 0..20 {
-            self.boots += 1;
-            let group = self.pick();
-            match self.slots[index(group)] {
-                Content::Torn => return Err(format!("a torn slot was started: {group}")),
-                Content::System { order, temper } => {
-                    self.starts.push(order);
-                    self.trace.push(format!("    loader starts {group} (order {order}, {temper:?})"));
-                    if temper != Temper::Panics {
-                        self.booted = group;
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        Err("nothing came up in 20 starts".into())
-    }
-
-    fn pick(&mut self) -> Group {
-        if self.view.settings == Settings::Damaged {
-            return self.fallback;
-        }
-        for group in [self.view.primary, self.view.primary.opposite()] {
-            match self.view.status(group) {
-                BootStatus::Good => return group,
-                BootStatus::Trial { tries_left } => {
-                    let left = tries_left - 1;
-                    *self.status_mut(group) =
-                        if left == 0 { BootStatus::Exhausted } else { BootStatus::Trial { tries_left: left } };
-                    return group;
-                }
-                BootStatus::Unbootable | BootStatus::Exhausted => {}
-            }
-        }
-        self.fallback
     }
 
     pub fn policy(&self) -> Policy {
@@ -194,204 +190,240 @@ impl World {
         Policy { tries, max_attempts: 10 }
     }
 
-    fn stamp(&self) -> Stamp {
-        Stamp { now: 0, boot_id: self.boot_id(), run: self.boots.to_string(), booted: self.booted }
-    }
-
-    fn boot_id(&self) -> BootId {
+    pub fn boot_id(&self) -> BootId {
         BootId(self.boots.to_string())
     }
 
-    fn step(&mut self, step: &Step) -> Result<(), PowerCut> {
-        if matches!(step, Step::Activating(_))
-            && let Some(deployment) = self.record.state.deployment()
-            && self.record.denied(&deployment.manifest).is_some()
-        {
-            self.retried.push(deployment.order);
-        }
-        self.record = self.record.advance(step, &self.stamp());
-        self.durable(format!("record: {step:?}").chars().take(110).collect())
-    }
-
-    /// Runs the agent from start to reboot, power cut, or rest. `Ok(true)` means it rests with nothing left to do.
-    pub fn run_agent(&mut self, decide: Decide, pending: &mut Option<Event>) -> Result<bool, String> {
-        let mut health = Health::Unknown;
-        for _ in 0..200 {
-            let cancel = self.cancel_after.is_some_and(|after| self.writes >= after);
-            let rests = matches!(self.record.state, State::Idle | State::Prepared { .. });
-            let request = match pending {
-                _ if cancel && self.record.state != State::Idle => Some(Request::Cancel),
-                Some(Event::Offer { .. }) if rests => Some(Request::Prepare),
-                Some(Event::Activate) if rests => Some(Request::Activate),
-                Some(Event::RollBack) if rests => Some(Request::RollBack),
-                _ => None,
-            };
-            let seen = Observed {
-                booted: self.booted,
-                boot_id: self.boot_id(),
-                run: self.boots.to_string(),
-                view: self.seen_view(),
-                health: health.clone(),
-                deadline_passed: false,
-                preparation: None,
-                request,
-            };
-            let decision = decide(&self.record, &seen, &self.policy());
-            let outcome = match decision.action {
-                Action::Wait => return Ok(true),
-                Action::Refuse(_) => {
-                    if request == Some(Request::Cancel) {
-                        self.cancel_after = None;
-                    } else {
-                        *pending = None;
-                    }
-                    Ok(())
-                }
-                Action::CheckHealth => {
-                    health = self.health();
-                    Ok(())
-                }
-                Action::Reboot => return Ok(false),
-                Action::CheckOffer => self.check_offer(pending),
-                other => self.perform(&other, request, pending),
-            };
-            if outcome.is_err() {
-                return Ok(false);
-            }
-            if request == Some(Request::Cancel) {
-                self.cancel_after = None;
-            }
-        }
-        Err("the agent did not come to rest in 200 decisions".into())
-    }
-
-    fn health(&self) -> Health {
-        match self.slots[index(self.booted)] {
-            Content::System { temper: Temper::Good, .. } => Health::Passed,
-            _ => Health::Failed { detail: "the model says so".into() },
-        }
-    }
-
-    fn check_offer(&mut self, pending: &mut Option<Event>) -> Result<(), PowerCut> {
-        let Some(Event::Offer { order, temper: _, then }) = *pending else { return Ok(()) };
-        let running = self.order_in(self.booted).unwrap_or(0);
-        let offer = Offer {
-            manifest: Digest([order as u8; 32]),
-            product: "p".into(),
-            version: order.to_string(),
-            order,
-            compatible: vec!["h".into()],
-            requires: Default::default(),
-            security_epoch: 0,
-            payloads: Vec::new(),
-        };
-        let device = Device {
-            product: "p".into(),
-            version: running.to_string(),
-            order: running,
-            compatible: vec!["h".into()],
-            agent: "0.1.0".into(),
-            free_space: 0,
-            denials_since: None,
-            target_slots: Vec::new(),
-        };
-        if !offer::blockers(&offer, &device, &self.record).is_empty() {
-            *pending = None;
-            return Ok(());
-        }
-        let deployment = Deployment {
-            id: DeploymentId(order.to_string()),
-            manifest: offer.manifest,
-            product: offer.product,
-            version: offer.version,
-            order,
-            security_epoch: 0,
-            target: self.booted.opposite(),
-            from_version: device.version,
-            source: "-".into(),
-            then,
-            requested_by: "model".into(),
-            began: 0,
-            images: Vec::new(),
-            transfer: None,
-            baseline: Baseline::default(),
-        };
-        self.step(&Step::Preparing(deployment))
-    }
-
-    fn record(&mut self, step: &Step, request: Option<Request>, pending: &mut Option<Event>) -> Result<(), PowerCut> {
-        let done = self.step(step);
-        if matches!(step, Step::Activating(_)) && matches!(pending, Some(Event::Activate))
-            || matches!(request, Some(Request::RollBack))
-        {
-            *pending = None;
-        }
-        if matches!(step, Step::Prepared(_) | Step::Abandoned(_)) && matches!(pending, Some(Event::Offer { .. })) {
-            *pending = None;
-        }
-        done
-    }
-
-    fn perform(
+    /// One durable write: it may fail, and the power may fail right after it.
+    pub fn write(
         &mut self,
-        action: &Action,
-        request: Option<Request>,
-        pending: &mut Option<Event>,
-    ) -> Result<(), PowerCut> {
-        let target = self.booted.opposite();
-        let mut view = if self.view.settings == Settings::Damaged { self.seen_view() } else { self.view };
-        view.settings = Settings::Intact;
-        match action {
-            Action::Record(step) => return self.record(step, request, pending),
-            Action::Prepare => {
-                self.slots[index(target)] = Content::Torn;
-                self.durable(format!("slot {target}: first chunk"))?;
-                let order = self.record.state.deployment().map_or(0, |d| d.order);
-                let temper = TEMPERS.get(order as usize).copied().unwrap_or(Temper::Good);
-                self.slots[index(target)] = Content::System { order, temper };
-                self.durable(format!("slot {target}: all chunks, read back"))?;
-                return self.step(&Step::Prepared(Transfer::default())).map(|()| {
-                    if matches!(pending, Some(Event::Offer { .. })) {
-                        *pending = None;
-                    }
-                });
+        place: Place,
+        what: impl FnOnce(&World) -> String,
+        change: impl FnOnce(&mut World),
+    ) -> Result<(), Trouble> {
+        let fails = match place {
+            Place::Settings | Place::Fallback => self.faults.loader_fails,
+            Place::Record => self.faults.record_fails,
+            Place::Slot | Place::Hook => 0,
+        };
+        if self.faults.random.chance(fails) {
+            self.note(|| format!("    a write fails: {place:?}"));
+            return Err(Trouble::Failed);
+        }
+        change(self);
+        if !self.quiet {
+            let line = format!("{:3} {}", self.writes, what(self));
+            self.trace.push(line.chars().take(150).collect());
+        }
+        self.writes += 1;
+        if self.cuts.contains(&(self.writes - 1)) || self.faults.random.chance(self.faults.cut) {
+            self.note(|| "    -- power cut --".into());
+            let torn = self.torn_settings || self.faults.random.chance(self.faults.torn);
+            if place == Place::Settings && torn {
+                self.damage_settings();
             }
-            Action::MarkUnbootable => {
-                self.fallback = self.booted;
-                self.durable(format!("fallback: {}", self.booted))?;
-                set(&mut view, target, BootStatus::Unbootable);
-                if self.view.settings == Settings::Damaged {
-                    set(&mut view, self.booted, BootStatus::Good);
-                    view.primary = self.booted;
-                }
-                return self.write_settings("mark_unbootable", view);
-            }
-            Action::Activate => {
-                set(&mut view, target, BootStatus::Trial { tries_left: self.policy().tries.get() });
-                view.primary = target;
-                return self.write_settings("activate", view);
-            }
-            Action::MarkGood => {
-                if self.view.settings == Settings::Damaged {
-                    set(&mut view, target, BootStatus::Unbootable);
-                }
-                set(&mut view, self.booted, BootStatus::Good);
-                view.primary = self.booted;
-                self.write_settings("mark_good", view)?;
-                self.fallback = self.booted;
-                return self.durable(format!("fallback: {}", self.booted));
-            }
-            Action::RollBack => {
-                set(&mut view, self.booted, BootStatus::Unbootable);
-                set(&mut view, target, BootStatus::Good);
-                view.primary = target;
-                self.fallback = target;
-                self.durable(format!("fallback: {target}"))?;
-                return self.write_settings("roll_back", view);
-            }
-            _ => {}
+            return Err(Trouble::PowerCut);
+        }
+        if !matches!(place, Place::Slot | Place::Hook) && self.faults.random.chance(self.faults.late) {
+            self.note(|| "    ... and is reported as failed".into());
+            return Err(Trouble::Failed);
         }
         Ok(())
+    }
+
+    pub fn damage_settings(&mut self) {
+        self.view.settings = Settings::Damaged;
+        self.note(|| "    the settings are damaged".into());
+        self.happened.insert((0, "settings torn"));
+    }
+
+    /// The data partition was made anew.
+    pub fn lose_record(&mut self) {
+        self.note(|| "    the record is lost".into());
+        self.record = Record::default();
+        self.begun.clear();
+    }
+
+    /// What the loader shows to the agent: on damaged settings only its fallback.
+    pub fn seen_view(&self) -> BootView {
+        match self.view.settings {
+            Settings::Intact => self.view,
+            Settings::Damaged => BootView { settings: Settings::Damaged, ..rebuilt(self.fallback) },
+        }
+    }
+}
+
+/// The loader's side: what it starts.
+impl World {
+    /// Lets the loader pick and start groups until one comes up. `Err` is a violated promise.
+    pub fn boot(&mut self) -> Result<(), String> {
+        match self.start()? {
+            true => Ok(()),
+            false => Err("nothing can be started: the loader is at its recovery menu".into()),
+        }
+    }
+
+    /// The same; `Ok(false)` is the recovery menu.
+    pub fn start(&mut self) -> Result<bool, String> {
+        for _ in 0..20 {
+            self.boots += 1;
+            (self.deadline_passed, self.rounds) = (false, 0);
+            let Some(group) = self.pick()? else { return Ok(false) };
+            let Content::System { order, temper } = self.slots[index(group)] else {
+                return Err(format!("a torn slot was started: {group}"));
+            };
+            self.note(|| format!("    loader starts {group} (order {order}, {temper:?})"));
+            if temper != Temper::Panics {
+                self.booted = group;
+                return Ok(true);
+            }
+        }
+        Err("nothing came up in 20 starts".into())
+    }
+
+    /// One start of the loader.
+    fn pick(&mut self) -> Result<Option<Group>, String> {
+        if self.view.settings == Settings::Damaged {
+            self.started(self.fallback)?;
+            return Ok(self.loads(self.fallback).then_some(self.fallback));
+        }
+        for group in [self.view.primary, self.view.primary.opposite()] {
+            match self.view.status(group) {
+                BootStatus::Good => {}
+                BootStatus::Trial { tries_left: 1 } => set(&mut self.view, group, BootStatus::Exhausted),
+                BootStatus::Trial { tries_left } => {
+                    set(&mut self.view, group, BootStatus::Trial { tries_left: tries_left - 1 });
+                }
+                BootStatus::Unbootable | BootStatus::Exhausted => continue,
+            }
+            self.started(group)?;
+            if self.loads(group) {
+                return Ok(Some(group));
+            }
+            self.note(|| format!("    group {group} does not load"));
+        }
+        Ok(None)
+    }
+
+    /// A system that is not proven may be started as often as the loader was told, and no more.
+    fn started(&mut self, group: Group) -> Result<(), String> {
+        let Some(order) = self.order_in(group) else { return Ok(()) };
+        self.starts.push(order);
+        let tries = u32::from(self.policy().tries.get());
+        let truth = &mut self.truth[index(group)];
+        if !truth.proven && !truth.last_resort {
+            truth.starts += 1;
+            if truth.starts > tries {
+                return Err(format!("order {order} was started {} times without proof", truth.starts));
+            }
+        }
+        Ok(())
+    }
+
+    fn loads(&self, group: Group) -> bool {
+        !matches!(self.slots[index(group)], Content::System { temper: Temper::DoesNotLoad, .. })
+    }
+
+    /// Whether the loader could start a group, now or with its settings lost.
+    pub fn may_start(&self, group: Group) -> bool {
+        let startable = matches!(self.view.status(group), BootStatus::Good | BootStatus::Trial { .. });
+        self.fallback == group || self.view.settings == Settings::Intact && startable
+    }
+
+    /// A system that nobody has proven must not be what the loader starts uncounted.
+    pub fn armed(&self) -> Result<(), String> {
+        let truth = self.truth[index(self.booted)];
+        let kept = match self.view.settings {
+            Settings::Intact => self.view.status(self.booted) == BootStatus::Good,
+            Settings::Damaged => self.fallback == self.booted,
+        };
+        if kept && !truth.proven && !truth.last_resort {
+            return Err(format!("order {:?} runs unproven and nothing is armed", self.order_in(self.booted)));
+        }
+        Ok(())
+    }
+}
+
+/// The backend's side: what may be written, in which order.
+impl World {
+    fn put_fallback(&mut self, group: Group) -> Result<(), Trouble> {
+        if self.fallback == group {
+            return Ok(());
+        }
+        self.write(Place::Fallback, |_| format!("fallback: {group}"), |world| world.fallback = group)
+    }
+
+    fn put_settings(&mut self, what: &str, view: BootView) -> Result<(), Trouble> {
+        if self.view == view {
+            return Ok(());
+        }
+        self.write(Place::Settings, |world| format!("loader: {what} -> {:?}", world.view), |world| world.view = view)
+    }
+
+    pub fn mark_unbootable(&mut self) -> Result<(), Trouble> {
+        let (booted, target) = (self.booted, self.booted.opposite());
+        let mut view = self.view;
+        match view.settings {
+            Settings::Intact if view.status(booted) != BootStatus::Good => return self.refused("mark_unbootable"),
+            Settings::Intact => {
+                set(&mut view, target, BootStatus::Unbootable);
+                view.primary = booted;
+            }
+            Settings::Damaged => view = rebuilt(booted),
+        }
+        self.put_fallback(booted)?;
+        self.put_settings("mark_unbootable", view)
+    }
+
+    pub fn activate(&mut self) -> Result<(), Trouble> {
+        let (booted, target) = (self.booted, self.booted.opposite());
+        let mut view = self.view;
+        if view.settings == Settings::Damaged || view.status(booted) != BootStatus::Good {
+            return self.refused("activate");
+        }
+        set(&mut view, target, BootStatus::Trial { tries_left: self.policy().tries.get() });
+        view.primary = target;
+        self.put_fallback(booted)?;
+        self.put_settings("activate", view)
+    }
+
+    pub fn mark_good(&mut self) -> Result<(), Trouble> {
+        let mut view = self.view;
+        match view.settings {
+            Settings::Intact => {
+                set(&mut view, self.booted, BootStatus::Good);
+                view.primary = self.booted;
+            }
+            Settings::Damaged => view = rebuilt(self.booted),
+        }
+        self.put_settings("mark_good", view)?;
+        self.put_fallback(self.booted)
+    }
+
+    pub fn roll_back(&mut self) -> Result<(), Trouble> {
+        let (booted, opposite) = (self.booted, self.booted.opposite());
+        if self.seen_view().status(opposite) != BootStatus::Good {
+            return self.refused("roll_back");
+        }
+        let mut view = self.view;
+        match view.settings {
+            Settings::Intact => {
+                set(&mut view, booted, BootStatus::Unbootable);
+                view.primary = opposite;
+            }
+            Settings::Damaged => view = rebuilt(opposite),
+        }
+        self.put_settings("roll_back", view)?;
+        self.put_fallback(opposite)?;
+        // Whatever it was: given up, it is not started again.
+        self.truth[index(booted)] = Truth { starts: GIVEN_UP, ..Truth::default() };
+        Ok(())
+    }
+
+    /// `boot.no-good-group`, `boot.damaged`: nothing is written.
+    fn refused(&mut self, what: &str) -> Result<(), Trouble> {
+        self.note(|| format!("    the loader's settings do not allow {what}"));
+        Err(Trouble::Failed)
     }
 }
 
@@ -407,9 +439,17 @@ pub const TEMPERS: [Temper; 8] = [
     Temper::Panics,
 ];
 
-fn set(view: &mut BootView, group: Group, status: BootStatus) {
+pub fn set(view: &mut BootView, group: Group, status: BootStatus) {
     match group {
         Group::A => view.a = status,
         Group::B => view.b = status,
     }
+}
+
+/// Whole new settings: `good` is good and primary, the opposite group unbootable.
+fn rebuilt(good: Group) -> BootView {
+    let mut view =
+        BootView { settings: Settings::Intact, primary: good, a: BootStatus::Unbootable, b: BootStatus::Unbootable };
+    set(&mut view, good, BootStatus::Good);
+    view
 }
