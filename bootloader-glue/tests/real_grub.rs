@@ -101,6 +101,15 @@ fn cases() -> Vec<Case> {
         let grubenv = Some(settings("b a", "good", value));
         cases.push(Case { grubenv, fallback: fallback("a"), loads: [true, true] });
     }
+    // The values of claim_g15 in tests/claims.rs that do not stand above.
+    for value in ["", "2147483648", "4294967297", "0x1", "３", "1e0", "+1", "1.0", "00"] {
+        let grubenv = Some(settings("b a", "good", value));
+        cases.push(Case { grubenv, fallback: fallback("a"), loads: [true, true] });
+    }
+    for lines in ["", "group_b\n", "group_b=2\ngroup_b=3\n", "group_b=3\ngroup_b=0\n"] {
+        let grubenv = Some(block(&format!("order=b a\ngroup_a=good\n{lines}")));
+        cases.push(Case { grubenv, fallback: fallback("a"), loads: [true, true] });
+    }
     for grubenv in odd_blocks() {
         cases.push(Case { grubenv: grubenv.clone(), fallback: fallback("b"), loads: [true, true] });
         cases.push(Case { grubenv, fallback: None, loads: [false, true] });
@@ -233,7 +242,7 @@ fn missing_tool() -> Option<&'static str> {
 }
 
 #[test]
-fn grub_itself_chooses_and_counts_as_the_simulator_does() {
+fn claim_g15_grub_itself_chooses_and_counts_as_the_simulator_does() {
     if let Some(missing) = missing_tool() {
         println!("skipped: {missing} is not installed");
         return;
