@@ -218,8 +218,41 @@ pub fn run_point_on(
     target: Option<&Path>,
     cancel: &AtomicBool,
 ) -> Result<PointOutcome, HooksError> {
+    run_programs(point, find(point, &settings.root)?, context, settings, target, cancel)
+}
+
+/// Runs the hooks of a point of the running system and of the prepared one, which is mounted at `target`: where both
+/// have a hook of the same name, that of the prepared system, for it knows better what it needs.
+///
+/// # Errors
+/// As [`run_point`].
+pub fn run_point_with_target(
+    point: HookPoint,
+    context: &HookContext,
+    settings: &HookSettings,
+    target: &Path,
+    cancel: &AtomicBool,
+) -> Result<PointOutcome, HooksError> {
+    let folder = Path::new(paths::VENDOR_HOOKS).join(point.name());
+    // What the owner put into the running system stays the owner's; the prepared one brings its maker's.
+    let theirs = programs::find(target, &folder, &folder, NameRule::Numbered)?;
+    let mut hooks = find(point, &settings.root)?;
+    hooks.retain(|hook| theirs.iter().all(|their| their.name != hook.name));
+    hooks.extend(theirs);
+    hooks.sort_by(|one, other| one.name.cmp(&other.name));
+    run_programs(point, hooks, context, settings, Some(target), cancel)
+}
+
+fn run_programs(
+    point: HookPoint,
+    programs: Vec<Program>,
+    context: &HookContext,
+    settings: &HookSettings,
+    target: Option<&Path>,
+    cancel: &AtomicBool,
+) -> Result<PointOutcome, HooksError> {
     let mut hooks = Vec::new();
-    for program in find(point, &settings.root)? {
+    for program in programs {
         let outcome = match &program.run {
             Ok(path) => run_hook(point, path, context, settings, target, cancel)?,
             Err(fault) => Outcome::not_started(fault),

@@ -203,6 +203,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // After a test that failed, something may still be in there.
+        let _ = fs::write(self.0.join("cgroup.kill"), "1");
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path());
+        }
         let _ = fs::remove_dir(&self.0);
     }
 }
@@ -218,6 +223,19 @@ fn a_daemon_that_left_the_process_group_is_killed_with_its_control_group() {
     assert_eq!((&outcome.exit, &outcome.uncontained), (&Exit::Code(0), &None));
     assert!(is_gone(&pid));
     assert!(fs::read_dir(&place.0).expect("a folder").flatten().all(|entry| !entry.path().is_dir()));
+}
+
+#[test]
+fn a_child_in_another_session_gets_the_chance_to_end_in_order_too() {
+    let Some(place) = Place::new("term") else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let told = dir.path().join("told");
+    let polite = format!("trap \"echo tidied > {}; exit 0\" TERM; while :; do sleep 0.02; done", told.display());
+    // Caught, not ignored: what a shell was started to ignore, it cannot trap.
+    let script = format!("trap : TERM; setsid sh -c '{polite}' & while :; do sleep 0.02; done");
+    let limits = SOON.contained(Some(place.containment(dir.path())));
+    assert_eq!(run(&sh(&script), &limits, &AtomicBool::new(false)).exit, Exit::TimedOut);
+    assert_eq!(fs::read_to_string(told).expect("it was told"), "tidied\n");
 }
 
 #[test]
