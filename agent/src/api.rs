@@ -23,9 +23,10 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::shared::{Caller, Handle};
+use crate::story::Stories;
 
 pub use failure::ApiError;
-pub use routes::{HistoryLine, SourceRequest};
+pub use routes::{AllowRequest, HistoryLine, SourceRequest};
 pub use socket::bind;
 
 /// Connections of root at a time.
@@ -44,6 +45,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Api {
     handle: Handle,
     config: Arc<Config>,
+    stories: Stories,
 }
 
 /// What the caller may do.
@@ -65,8 +67,8 @@ pub(crate) enum Right {
 impl Api {
     /// Puts the API in front of the loop.
     #[must_use]
-    pub fn new(handle: Handle, config: Arc<Config>) -> Self {
-        Api { handle, config }
+    pub fn new(handle: Handle, config: Arc<Config>, stories: Stories) -> Self {
+        Api { handle, config, stories }
     }
 }
 

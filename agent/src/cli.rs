@@ -105,6 +105,11 @@ enum Verb {
     Rollback,
     /// Stop the update on its way.
     Cancel,
+    /// Let a bundle be tried again that was rolled back on this device.
+    Allow {
+        /// Its version, or at least eight digits of its manifest's SHA-256.
+        bundle: String,
+    },
     /// List what happened, newest first.
     History,
     /// Tell the story of one deployment, and what to do next.

@@ -37,6 +37,8 @@ pub struct Config {
     pub prepare: PrepareConfig,
     /// Switching and rebooting.
     pub activate: ActivateConfig,
+    /// Copies that are kept before an activation.
+    pub backup: BackupConfig,
     /// Probation.
     pub health: HealthConfig,
     /// Integrators' programs.
@@ -121,6 +123,11 @@ pub struct PrepareConfig {
     /// After so many fetched bytes the slot is synced, so that a power cut costs no more than these.
     #[serde(serialize_with = "quantity::size_as_text")]
     pub checkpoint: u64,
+    /// Most bytes per second that are fetched and written; `None`: as fast as it goes.
+    #[serde(serialize_with = "quantity::limit_as_text")]
+    pub bandwidth: Option<u64>,
+    /// After so many days a bundle that was rolled back may be tried again by itself; `None`: never.
+    pub deny_days: Option<u32>,
 }
 
 /// How an image can be made.
@@ -165,6 +172,34 @@ pub struct ActivateConfig {
     /// From the armed loader to the reboot, so that callers hear of it.
     #[serde(serialize_with = "quantity::as_text")]
     pub reboot_delay: Duration,
+    /// How long locks of applications and inhibitors of logind hold an activation up.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub lock_wait: Duration,
+    /// What happens then.
+    pub lock_policy: LockPolicy,
+    /// The least charge in percent of a device that runs from its battery.
+    pub min_battery: u32,
+}
+
+/// What becomes of an activation that a lock has held up for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockPolicy {
+    /// It is given up.
+    GiveUp,
+    /// It goes on in spite of the lock.
+    Go,
+}
+
+/// `[backup]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BackupConfig {
+    /// Files and folders of which a copy is kept before an activation.
+    pub paths: Vec<String>,
+    /// More of them, that hold secrets; they go into a file of their own that only root can read.
+    pub secrets: Vec<String>,
+    /// How many copies are kept.
+    pub keep: u32,
 }
 
 /// `[health]`
@@ -186,6 +221,10 @@ pub struct HealthConfig {
     pub check_timeout: Duration,
     /// systemd units that must be active.
     pub units: Vec<String>,
+    /// Addresses that must answer with success.
+    pub http: Vec<String>,
+    /// `HOST:PORT`s that must accept a connection.
+    pub tcp: Vec<String>,
 }
 
 /// `[hooks]`

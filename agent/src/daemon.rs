@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::{self, Api};
 use crate::config::Config;
+use crate::contained::{self, Groups};
 use crate::device::{Device, DeviceError, Parts};
 use crate::engine::{End, Engine, Until, Wiring};
 use crate::heartbeat::Heartbeat;
@@ -19,6 +20,7 @@ use crate::paths::Paths;
 use crate::shared::{Answer, Caller, Command, Handle, Refused, Snapshot, Submission};
 use crate::source::{self, Opener};
 use crate::state::StateError;
+use crate::story::Stories;
 
 /// Commands that may wait while the loop is in the middle of an act.
 const QUEUE: usize = 8;
@@ -42,6 +44,7 @@ pub fn serve(paths: &Paths, config: Config) -> anyhow::Result<End> {
                     stop: stopping.clone(),
                     snapshot,
                     heartbeat: heartbeat.clone(),
+                    groups: groups(paths),
                     until: Until::Stopped,
                 };
                 (shown, spawn(Engine::new(device, wiring)))
@@ -57,7 +60,10 @@ pub fn serve(paths: &Paths, config: Config) -> anyhow::Result<End> {
             Err(error) => return Err(error).context("this device cannot be updated"),
         };
         let listener = api::bind(paths, &config.api.group).context("the API's socket cannot be made")?;
-        let api = Api::new(Handle { commands, snapshot }, Arc::new(config));
+        let api = {
+            let stories = Stories::new(&paths.resolve(&config.state.directory));
+            Api::new(Handle { commands, snapshot }, Arc::new(config), stories)
+        };
         let mut stopping = stopping;
         let server = tokio::spawn(api::serve(listener, api, async move {
             // A sender that is gone says the same as one that says stop.
@@ -98,8 +104,15 @@ pub fn run_to_rest(paths: &Paths, config: Config, bundle: Option<&str>) -> anyho
         };
         let until = Until::AtRest;
         let heartbeat = Arc::new(Heartbeat::new(longest_turn(&config)));
-        let wiring =
-            Wiring { opener: opener(&config), commands: submissions, stop: stopping, snapshot, heartbeat, until };
+        let wiring = Wiring {
+            opener: opener(&config),
+            commands: submissions,
+            stop: stopping,
+            snapshot,
+            heartbeat,
+            groups: None,
+            until,
+        };
         let end = spawn(Engine::new(device, wiring)).await.context("the loop stopped")?;
         let Some(mut answered) = answered else { return Ok(Ok(end)) };
         if let Ok(Err(refused)) = answered.try_recv() {
@@ -121,11 +134,33 @@ fn longest_turn(config: &Config) -> Duration {
     config.hooks.timeout.saturating_mul(HOOKS).saturating_add(BESIDES)
 }
 
+/// Control groups for integrators' programs; where there can be none, why is said once.
+fn groups(paths: &Paths) -> Option<Groups> {
+    if !paths.is_real() {
+        return None;
+    }
+    match contained::prepare_own_cgroup(paths) {
+        Ok(groups) => {
+            let missing = groups.missing();
+            if !missing.is_empty() {
+                tracing::warn!(missing = missing.join(" "), "hooks and checks run without these limits");
+            }
+            Some(groups)
+        }
+        Err(error) => {
+            let (code, hint) = (error.code(), error.hint());
+            tracing::warn!(code, error = error.to_string(), hint, "hooks and checks run without control groups");
+            None
+        }
+    }
+}
+
 fn opener(config: &Config) -> Opener {
     Opener {
         runtime: tokio::runtime::Handle::current(),
         stall_timeout: config.prepare.stall_timeout,
         mirrors: config.prepare.mirrors.clone(),
+        bandwidth: config.prepare.bandwidth,
         cancel: Arc::new(AtomicBool::new(false)),
     }
 }

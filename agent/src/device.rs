@@ -9,8 +9,8 @@ use std::time::Duration;
 use bascule_boot::disk::{DiskError, Layout, Slot, SlotRole, SlotTable, Sysfs, locate};
 use bascule_boot::{BootBackend, BootError, GrubBackend};
 use bascule_core::{
-    Action, BootId, BootView, BootedGroup, Disposition, ErrorReport, Health, Observed, Phase, Policy, Record, Stamp,
-    Step,
+    Action, BootId, BootView, BootedGroup, Deployment, Disposition, ErrorReport, Health, Observed, Phase, Policy,
+    Record, Stamp, State, Step,
 };
 
 use crate::clock;
@@ -18,8 +18,9 @@ use crate::config::{Config, SlotPair};
 use crate::durable;
 use crate::names;
 use crate::paths::Paths;
-use crate::shared::{Release, SlotView};
+use crate::shared::{CheckView, Release, SlotView};
 use crate::state::{StateError, Store};
+use crate::story::{Event, Stories, step_in_words};
 
 /// A `release.toml` longer than this is not one.
 const RELEASE_LIMIT: u64 = 64 << 10;
@@ -102,6 +103,8 @@ pub struct Device {
     pub loader: Box<dyn BootBackend>,
     /// The record, locked.
     pub store: Store,
+    /// Where what happens to deployments is told.
+    pub stories: Stories,
     /// This boot.
     pub boot_id: BootId,
     /// This run of the daemon.
@@ -115,10 +118,11 @@ impl Device {
     /// [`DeviceError`]; nothing was changed.
     pub fn open(paths: &Paths, config: Config) -> Result<Self, DeviceError> {
         let parts = Parts::find(paths, &config)?;
-        let store = open_store(&paths.resolve(&config.state.directory))?;
+        let state = paths.resolve(&config.state.directory);
+        let (store, stories) = (open_store(&state)?, Stories::new(&state));
         let run = format!("{}-{}", std::process::id(), clock::now().as_nanosecond());
         let Parts { release, layout, loader, boot_id } = parts;
-        Ok(Device { paths: paths.clone(), config, release, layout, loader, store, boot_id, run })
+        Ok(Device { paths: paths.clone(), config, release, layout, loader, store, stories, boot_id, run })
     }
 
     /// The booted group.
@@ -201,11 +205,44 @@ impl Device {
             run: self.run.clone(),
             booted: self.booted().group(),
         };
+        let before = self.record().state.deployment().cloned();
         self.store.step(step, &stamp)?;
-        let (record, step) = (self.record(), names::step_name(step));
+        let (record, name) = (self.record(), names::step_name(step));
         let state = names::state_name(&record.state);
-        tracing::info!(step, state, generation = record.generation, "recorded");
+        tracing::info!(step = name, state, generation = record.generation, "recorded");
+        if let Some(deployment) = before.as_ref().or(record.state.deployment()) {
+            let came_up = *step == Step::Activated && deployment.target == self.booted().group();
+            let words = if came_up { "it came up: probation begins".to_owned() } else { step_in_words(step) };
+            self.tell_of(deployment, if came_up { "came-up" } else { name }, words, Vec::new());
+        }
+        if record.state == State::Idle {
+            self.report_end();
+        }
         Ok(())
+    }
+
+    /// Adds a line to the story of the deployment on its way; says nothing where there is none.
+    pub fn tell(&self, what: &str, detail: String, checks: Vec<CheckView>) {
+        if let Some(deployment) = self.record().state.deployment() {
+            self.tell_of(deployment, what, detail, checks);
+        }
+    }
+
+    fn tell_of(&self, deployment: &Deployment, what: &str, detail: String, checks: Vec<CheckView>) {
+        let uptime = self.uptime().unwrap_or_default().as_secs();
+        let running = self.release.version.clone();
+        let (at, boot, what) = (clock::now().as_second(), self.boot_id.0.clone(), what.to_owned());
+        let event = Event { at, uptime, boot, running, what, detail, checks };
+        self.stories.tell(&deployment.id, &event);
+    }
+
+    /// A deployment has ended: the report of a failure is left behind, or taken away by a success.
+    fn report_end(&self) {
+        let history = &self.record().history;
+        self.stories.keep(&history.iter().map(|entry| &entry.deployment.id).collect::<Vec<_>>());
+        if let Some(last) = history.last() {
+            self.stories.report(last);
+        }
     }
 
     /// Time since this boot.

@@ -4,6 +4,9 @@
 //! back as [`Event`]s. Decisions come from `bascule-core` alone. A request is a fact like any other: it is answered
 //! when the decision it caused was performed.
 
+mod activation;
+mod backup;
+mod check;
 mod health;
 mod hooks;
 mod offer;
@@ -23,6 +26,7 @@ use bascule_hooks::HookPoint;
 use bascule_image::BundleReader;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::contained::Groups;
 use crate::device::{Device, DeviceError};
 use crate::heartbeat::Heartbeat;
 use crate::names;
@@ -102,6 +106,7 @@ pub struct Engine {
     opener: Opener,
     until: Until,
     heartbeat: Arc<Heartbeat>,
+    groups: Option<Groups>,
     commands: mpsc::Receiver<Submission>,
     stop: watch::Receiver<bool>,
     snapshot: watch::Sender<Snapshot>,
@@ -121,6 +126,7 @@ pub struct Engine {
     fault: Option<ErrorReport>,
     backoff: Duration,
     blocked: Vec<bascule_core::Blocker>,
+    locked_since: Option<Instant>,
     said: Option<Decision>,
 }
 
@@ -136,6 +142,8 @@ pub struct Wiring {
     pub snapshot: watch::Sender<Snapshot>,
     /// Shows the watchdog that the loop goes round.
     pub heartbeat: Arc<Heartbeat>,
+    /// Where integrators' programs get control groups of their own.
+    pub groups: Option<Groups>,
     /// When to end.
     pub until: Until,
 }
@@ -150,6 +158,7 @@ impl Engine {
             opener: wiring.opener,
             until: wiring.until,
             heartbeat: wiring.heartbeat,
+            groups: wiring.groups,
             commands: wiring.commands,
             stop: wiring.stop,
             snapshot: wiring.snapshot,
@@ -169,6 +178,7 @@ impl Engine {
             fault: None,
             backoff: FIRST_BACKOFF,
             blocked: Vec::new(),
+            locked_since: None,
             said: None,
         }
     }
@@ -295,11 +305,7 @@ impl Engine {
                 self.failure = None;
                 self.retry_at = None;
             }
-            Step::Activating(_) => {
-                if let Some(next) = self.gate_activation()? {
-                    return Ok(next);
-                }
-            }
+            Step::Activating(_) => return self.activate(),
             Step::Committed | Step::RollingBack(_) => self.stop_health(),
             _ => {}
         }
@@ -417,6 +423,16 @@ impl Engine {
                 let _ = submission.answer.send(self.plan(source));
                 return;
             }
+            Command::Check => {
+                let blockers = self.device_blockers();
+                let _ = submission.answer.send(Ok(Answer::Checked { blockers }));
+                return;
+            }
+            Command::Allow { bundle } => {
+                tracing::info!(bundle, requested_by, "a denied bundle is to be allowed");
+                let _ = submission.answer.send(self.allow(&bundle));
+                return;
+            }
             Command::Prepare { source, then } => (Request::Prepare, Some((source, then))),
             Command::Activate => (Request::Activate, None),
             Command::Commit => (Request::Commit, None),
@@ -433,7 +449,7 @@ impl Engine {
                 self.preparing = None;
                 self.prepared(outcome);
             }
-            Event::Checked(checks) => self.checks = checks,
+            Event::Checked(checks) => self.checked(checks),
             Event::Verdict(health) => self.health = health,
         }
     }

@@ -93,6 +93,66 @@ impl Paths {
         self.runtime().join("api.sock")
     }
 
+    /// Where the prepared root is mounted while hooks look at it.
+    #[must_use]
+    pub fn target_root(&self) -> PathBuf {
+        self.runtime().join("target")
+    }
+
+    /// The file systems that the kernel knows.
+    #[must_use]
+    pub fn file_systems(&self) -> PathBuf {
+        self.root.join("proc/filesystems")
+    }
+
+    /// Where applications lock out the moment of an update.
+    #[must_use]
+    pub fn locks(&self) -> PathBuf {
+        self.runtime().join("locks")
+    }
+
+    /// Where logind keeps its inhibitors.
+    #[must_use]
+    pub fn inhibitors(&self) -> PathBuf {
+        self.root.join("run/systemd/inhibit")
+    }
+
+    /// What the kernel left of its last words.
+    #[must_use]
+    pub fn pstore(&self) -> PathBuf {
+        self.root.join("sys/fs/pstore")
+    }
+
+    /// Where systemd moves them.
+    #[must_use]
+    pub fn kept_pstore(&self) -> PathBuf {
+        self.root.join("var/lib/systemd/pstore")
+    }
+
+    /// The hardware watchdogs.
+    #[must_use]
+    pub fn watchdogs(&self) -> PathBuf {
+        self.root.join("sys/class/watchdog")
+    }
+
+    /// The hardware watchdog that is fed where no service manager does.
+    #[must_use]
+    pub fn watchdog_device(&self) -> PathBuf {
+        self.root.join("dev/watchdog")
+    }
+
+    /// There where systemd runs the system.
+    #[must_use]
+    pub fn systemd(&self) -> PathBuf {
+        self.root.join("run/systemd/system")
+    }
+
+    /// What feeds the device.
+    #[must_use]
+    pub fn power_supplies(&self) -> PathBuf {
+        self.root.join("sys/class/power_supply")
+    }
+
     /// The kernel's immediate-action trigger, the last way to reboot.
     #[must_use]
     pub fn sysrq_trigger(&self) -> PathBuf {

@@ -13,9 +13,11 @@ mod base;
 mod buffer;
 mod pipeline;
 mod slot;
+mod verify;
 mod ways;
 mod write;
 
+pub use verify::still_holds;
 pub(crate) use ways::Choice;
 pub use ways::Ways;
 

@@ -31,6 +31,13 @@ pub enum Command {
     RollBack,
     /// Stop what is on its way.
     Cancel,
+    /// Say what would be in the way of an update now; change nothing.
+    Check,
+    /// Let a bundle be tried again that was rolled back here.
+    Allow {
+        /// Its version, or the beginning of its manifest's SHA-256.
+        bundle: String,
+    },
 }
 
 /// Where a bundle comes from.
@@ -68,6 +75,11 @@ pub enum Answer {
     Done,
     /// What would happen.
     Plan(Plan),
+    /// What is in the way; empty means nothing.
+    Checked {
+        /// Every blocker.
+        blockers: Vec<Blocker>,
+    },
 }
 
 /// Why a command was not taken.

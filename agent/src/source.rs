@@ -1,6 +1,7 @@
 //! Where bundles come from: a file, standard input, an HTTP URL. All are read forward, once, in a thread that may block.
 
 pub mod http;
+mod pace;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -80,6 +81,8 @@ pub struct Opener {
     pub stall_timeout: Duration,
     /// Addresses of folders that hold the same bundles, asked in turn where an address fails for good.
     pub mirrors: Vec<String>,
+    /// Most bytes per second; `None`: as many as come.
+    pub bandwidth: Option<u64>,
     /// Set to make whoever reads give up.
     pub cancel: Arc<AtomicBool>,
 }

@@ -211,6 +211,10 @@ pub struct Deny {
     pub reason: String,
     /// When.
     pub at: Timestamp,
+    /// How often its bytes were rolled back here.
+    pub attempts: u32,
+    /// A person has allowed them to be tried again.
+    pub allowed: bool,
 }
 
 impl Status {
@@ -314,6 +318,8 @@ fn deny(denied: &Denied) -> Deny {
         version: denied.version.clone(),
         reason: denied.reason.explain(),
         at: timestamp(denied.at),
+        attempts: denied.attempts,
+        allowed: denied.allowed,
     }
 }
 

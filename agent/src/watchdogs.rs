@@ -5,6 +5,8 @@
 //! | rollback-health | from the start of every boot | nothing outside probation; in it, goes back at the deadline whatever the daemon does or does not do |
 //! | rollback-altboot | before the daemon, at every boot | in the old system, when the loader fell back: records why and disarms the target |
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use bascule_hooks::runner::{self, Command, Limits};
 use crate::config::{Config, ConfigError};
 use crate::device::{self, Device, DeviceError, Parts};
 use crate::durable;
+use crate::evidence;
 use crate::paths::Paths;
 use crate::reboot;
 use crate::state;
@@ -64,10 +67,13 @@ pub fn rollback_health(paths: &Paths, config: Result<Config, ConfigError>) -> Re
         deadline_seconds,
         "the booted group is on trial: going back at the deadline without a verdict"
     );
+    let mut hardware = Hardware::arm(paths);
     while device::uptime(paths)? < deadline {
         std::thread::sleep(LOOK_EVERY);
+        hardware.feed();
         if !on_trial(paths, loader, booted) {
             tracing::info!(group, "there is a verdict: the deadline is disarmed");
+            hardware.disarm();
             return Ok(());
         }
     }
@@ -98,6 +104,37 @@ fn blind(paths: &Paths, fault: &ErrorReport) -> Result<(), DeviceError> {
     }
     reboot::reboot(paths, "a system on trial that cannot be judged");
     Ok(())
+}
+
+/// The hardware watchdog, fed here where there is no systemd to do it: should this program hang, the hardware resets.
+struct Hardware(Option<File>);
+
+impl Hardware {
+    fn arm(paths: &Paths) -> Self {
+        if !paths.is_real() || paths.systemd().exists() {
+            return Hardware(None);
+        }
+        match OpenOptions::new().write(true).open(paths.watchdog_device()) {
+            Ok(device) => {
+                tracing::info!("the hardware watchdog is armed");
+                Hardware(Some(device))
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "there is no hardware watchdog to arm");
+                Hardware(None)
+            }
+        }
+    }
+
+    /// Any byte but `V` feeds it.
+    fn feed(&mut self) {
+        let _ = self.0.as_mut().map(|device| device.write_all(b"."));
+    }
+
+    /// `V` before it is closed says that this is no accident.
+    fn disarm(mut self) {
+        let _ = self.0.as_mut().map(|device| device.write_all(b"V"));
+    }
 }
 
 fn on_trial(paths: &Paths, loader: &dyn BootBackend, booted: BootedGroup) -> bool {
@@ -192,6 +229,10 @@ pub fn rollback_altboot(paths: &Paths, config: &Config) -> Result<(), DeviceErro
         device.perform(&decision.action)?;
     }
     if let State::RollingBack { deployment, reason, .. } = &device.record().state {
+        let story = device.stories.read(&deployment.id.0);
+        for line in evidence::gather(paths, &story, &deployment.version) {
+            device.tell("evidence", line, Vec::new());
+        }
         tracing::warn!(
             deployment = deployment.id.to_string(),
             version = deployment.version,

@@ -34,6 +34,7 @@ impl Rig {
             runtime: runtime.handle().clone(),
             stall_timeout: Duration::from_millis(300),
             mirrors: Vec::new(),
+            bandwidth: None,
             cancel: Arc::new(AtomicBool::new(false)),
         };
         let server = HttpServer::serve(Path::new(folder.path()))?;
@@ -94,6 +95,16 @@ fn a_mirror_goes_on_where_the_first_address_failed_for_good() -> Result<()> {
     std::fs::write(mirror._folder.path().join(FILE), b"something else")?;
     rig.server.inject(FILE, Fault::Status(404));
     assert_ne!(rig.read_all(&[]), Ok(rig.bytes.clone()));
+    Ok(())
+}
+
+#[test]
+fn no_more_than_the_policy_allows_is_fetched_in_a_second() -> Result<()> {
+    let mut rig = Rig::new()?;
+    rig.opener.bandwidth = Some(2 * rig.bytes.len() as u64);
+    let begun = std::time::Instant::now();
+    assert!(rig.read_all(&[]) == Ok(rig.bytes.clone()));
+    assert!(begun.elapsed() > Duration::from_millis(200), "{:?}", begun.elapsed());
     Ok(())
 }
 

@@ -17,11 +17,11 @@ fn device(temper: Temper) -> (Vendor, System, Rehearsal) {
     (vendor, next, device)
 }
 
-/// Both slots, the loader's files, and everything in the state directory but its lock.
+/// Both slots, the loader's files, and everything in the state directory but its lock and what is told for people.
 fn disk(device: &Rehearsal) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut paths = vec![device.slot(Group::A), device.slot(Group::B), device.grubenv(), device.fallback()];
     let state = fs::read_dir(device.state()).unwrap().map(|entry| entry.unwrap().path());
-    paths.extend(state.filter(|path| !path.ends_with("lock")));
+    paths.extend(state.filter(|path| !path.ends_with("lock") && !path.ends_with("deployments")));
     paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 

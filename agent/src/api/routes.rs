@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
@@ -14,6 +14,7 @@ use axum::{Extension, Json, Router};
 use bascule_core::{HistoryEntry, Then};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -22,6 +23,7 @@ use super::failure::refused;
 use super::{Api, ApiError, Peer, Right, body, events};
 use crate::shared::{Answer, Command, Source, Submission};
 use crate::status::{Status, timestamp};
+use crate::story::Event;
 
 /// The largest JSON body.
 const JSON_LIMIT: usize = 16 * 1024;
@@ -38,6 +40,14 @@ const OPENAPI: &str = include_str!("../../../docs/api/openapi.json");
 pub struct SourceRequest {
     /// A URL or an absolute path on this device.
     pub source: String,
+}
+
+/// The body of `allow`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowRequest {
+    /// The version of a bundle on the deny-list, or the beginning of its manifest's SHA-256.
+    pub bundle: String,
 }
 
 /// One line of history, with its time as people write it.
@@ -58,6 +68,9 @@ pub(super) fn router(api: Api) -> Router {
         .route("/v1/slots", get(slots))
         .route("/v1/config", get(config))
         .route("/v1/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], OPENAPI) }))
+        .route("/v1/deployments/{id}", get(story))
+        .route("/v1/check", post(check))
+        .route("/v1/allow", post(allow))
         .route("/v1/plan", post(plan))
         .route("/v1/prepare", post(prepare))
         .route("/v1/install", post(install))
@@ -158,6 +171,23 @@ async fn cancel(State(api): State<Api>, Extension(peer): Extension<Peer>) -> Res
     submit(&api, peer, Command::Cancel).await
 }
 
+async fn check(State(api): State<Api>, Extension(peer): Extension<Peer>) -> Response {
+    submit(&api, peer, Command::Check).await
+}
+
+async fn allow(State(api): State<Api>, Extension(peer): Extension<Peer>, request: Request) -> Response {
+    match json::<AllowRequest>(request.into_body(), "{\"bundle\": \"...\"}").await {
+        Ok(request) => submit(&api, peer, Command::Allow { bundle: request.bundle }).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// The lines of one deployment's story; none where nothing is known of it.
+async fn story(State(api): State<Api>, Path(id): Path<String>) -> Json<Vec<Event>> {
+    let read = tokio::task::spawn_blocking(move || api.stories.read(&id)).await;
+    Json(read.unwrap_or_default())
+}
+
 /// Hands a command to the loop and waits for its one answer.
 async fn submit(api: &Api, peer: Peer, command: Command) -> Response {
     let (sender, receiver) = oneshot::channel();
@@ -182,12 +212,12 @@ async fn source(request: Request) -> Result<Source, ApiError> {
     let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     match kind.split(';').next().unwrap_or_default().trim() {
         "application/octet-stream" => Ok(Source::Stream(Box::new(body::pipe(request.into_body())))),
-        "application/json" => named(json(request.into_body()).await?),
+        "application/json" => named(json(request.into_body(), "{\"source\": \"...\"}").await?),
         _ => Err(bad("its content type must be application/json or application/octet-stream")),
     }
 }
 
-async fn json(body: Body) -> Result<SourceRequest, ApiError> {
+async fn json<T: DeserializeOwned>(body: Body, form: &str) -> Result<T, ApiError> {
     let whole = timeout(JSON_TIMEOUT, Limited::new(body, JSON_LIMIT).collect()).await;
     let bytes = match whole {
         Ok(Ok(body)) => body.to_bytes(),
@@ -195,7 +225,7 @@ async fn json(body: Body) -> Result<SourceRequest, ApiError> {
         Ok(Err(_)) => return Err(bad("its body broke off")),
         Err(_) => return Err(bad("its body did not come in time")),
     };
-    serde_json::from_slice(&bytes).map_err(|error| bad(&format!("its body is not {{\"source\": \"...\"}} ({error})")))
+    serde_json::from_slice(&bytes).map_err(|error| bad(&format!("its body is not {form} ({error})")))
 }
 
 fn named(request: SourceRequest) -> Result<Source, ApiError> {
@@ -227,6 +257,7 @@ mod tests {
     use crate::config::Config;
     use crate::paths::Paths;
     use crate::shared::{Caller, Handle};
+    use crate::story::Stories;
 
     fn api() -> (Api, mpsc::Receiver<Submission>) {
         let root = tempfile::TempDir::new().unwrap();
@@ -236,7 +267,8 @@ mod tests {
         let config = Config::load(&paths).unwrap();
         let (commands, queue) = mpsc::channel(1);
         let (_, snapshot) = watch::channel(crate::status::tests::factory());
-        (Api::new(Handle { commands, snapshot }, Arc::new(config)), queue)
+        let stories = Stories::new(root.path());
+        (Api::new(Handle { commands, snapshot }, Arc::new(config), stories), queue)
     }
 
     async fn asked(right: Right, method: Method, path: &str) -> StatusCode {

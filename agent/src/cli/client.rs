@@ -10,6 +10,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -62,7 +63,12 @@ impl Client {
 
     /// Gives a command with the name of its bundle.
     pub(super) async fn command_on(&self, path: &str, source: String) -> Result<Answer, CliError> {
-        let body = serde_json::to_vec(&SourceRequest { source }).map_err(|error| bad_answer(path, error))?;
+        self.command_with_json(path, &SourceRequest { source }).await
+    }
+
+    /// Gives a command with what it needs to know.
+    pub(super) async fn command_with_json(&self, path: &str, body: &impl Serialize) -> Result<Answer, CliError> {
+        let body = serde_json::to_vec(body).map_err(|error| bad_answer(path, error))?;
         let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed();
         read(path, self.send(Method::POST, path, "application/json", body).await?).await
     }

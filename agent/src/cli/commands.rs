@@ -12,7 +12,7 @@ use super::follow::{Follow, Goal};
 use super::progress::Reporter;
 use super::text::{Paint, clean, json_line, json_pretty, out, table};
 use super::{Cli, ConfigVerb, Exit, Options, Verb, explain, show, show_lists, upload};
-use crate::api::HistoryLine;
+use crate::api::{AllowRequest, HistoryLine};
 use crate::config::Config;
 use crate::paths::Paths;
 use crate::shared::Answer;
@@ -35,6 +35,7 @@ pub(super) async fn run(cli: &Cli) -> Result<Exit, CliError> {
         Verb::Rollback => step(options, &client, "/v1/rollback", Some(Goal::GoneBack)).await,
         Verb::Commit => step(options, &client, "/v1/commit", None).await,
         Verb::Cancel => step(options, &client, "/v1/cancel", None).await,
+        Verb::Allow { bundle } => allow(options, &client, bundle).await,
         Verb::History => history(options, &client).await,
         Verb::Explain { id } => explain::explain(options, &client, id.as_deref()).await,
         Verb::Slots => slots(options, &client).await,
@@ -162,6 +163,16 @@ async fn settled(client: &Client, before: Status) -> Result<Status, CliError> {
     }
 }
 
+async fn allow(options: &Options, client: &Client, bundle: &str) -> Result<Exit, CliError> {
+    let answer = client.command_with_json("/v1/allow", &AllowRequest { bundle: bundle.to_owned() }).await?;
+    if options.json {
+        json_line(&answer)
+    } else {
+        out(&format!("{bundle} may be tried again"))
+    }
+    Ok(Exit::Done)
+}
+
 async fn history(options: &Options, client: &Client) -> Result<Exit, CliError> {
     let lines: Vec<HistoryLine> = client.get("/v1/history").await?;
     if options.json {
@@ -241,7 +252,10 @@ async fn check(options: &Options, client: &Client) -> Result<Exit, CliError> {
         }
     }];
     match client.get::<Status>("/v1/status").await {
-        Ok(status) => findings.extend(look_at(&status)),
+        Ok(status) => {
+            findings.extend(look_at(&status));
+            findings.extend(in_the_way(client, &status).await);
+        }
         Err(error) => {
             let refused = error.refused();
             findings.push(Finding::bad("daemon", refused.error.message, refused.error.hint));
@@ -254,6 +268,33 @@ async fn check(options: &Options, client: &Client) -> Result<Exit, CliError> {
         faults if faults.iter().all(|fault| fault.retryable) => Exit::TryLater,
         _ => Exit::Failed,
     })
+}
+
+/// What the daemon finds in the way; only root may ask.
+async fn in_the_way(client: &Client, status: &Status) -> Vec<Finding> {
+    let blockers = match client.command("/v1/check").await {
+        Ok(Answer::Checked { blockers }) => blockers,
+        Ok(_) => Vec::new(),
+        Err(error) => {
+            let refused = error.refused();
+            return vec![Finding::bad("conditions", refused.error.message, refused.error.hint)];
+        }
+    };
+    if blockers.is_empty() {
+        return vec![Finding::good("conditions", "slots, loader, space, power, locks and hooks: nothing in the way")];
+    }
+    // What the state says is said already.
+    let new = blockers
+        .into_iter()
+        .filter(|blocker| !blocker.code.starts_with("request.") && !status.blocked.contains(blocker));
+    let passes = |code: &str| {
+        matches!(code, "device.locked" | "device.inhibited" | "device.power" | "hooks.deferred" | "disk.held")
+    };
+    new.map(|blocker| Finding {
+        retryable: passes(&blocker.code),
+        ..Finding::bad("conditions", format!("[{}] {}", blocker.code, blocker.reason), blocker.hint)
+    })
+    .collect()
 }
 
 fn look_at(status: &Status) -> Vec<Finding> {

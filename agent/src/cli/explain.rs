@@ -4,20 +4,31 @@ use bascule_core::{Deployment, Ending};
 
 use super::client::Client;
 use super::failure::CliError;
-use super::show_lists::transfer;
 use super::text::{Paint, clean, json_pretty, out, time};
 use super::{Exit, Options};
 use crate::api::HistoryLine;
-use crate::status::{StateWord, Status, timestamp};
+use crate::names::transfer;
+use crate::shared::CheckView;
+use crate::status::{DeploymentStatus, StateWord, Status, timestamp};
+use crate::story::Event;
+
+/// Of a long story the first lines that are shown.
+const FIRST: usize = 2;
+/// And the last.
+const LAST: usize = 8;
 
 pub(super) async fn explain(options: &Options, client: &Client, id: Option<&str>) -> Result<Exit, CliError> {
     let status: Status = client.get("/v1/status").await?;
     let history: Vec<HistoryLine> = client.get("/v1/history").await?;
-    let Some(story) = story(&status, &history, id) else {
-        return Err(CliError::UnknownDeployment { id: id.unwrap_or_default().to_owned() });
+    let unknown = || CliError::UnknownDeployment { id: id.unwrap_or_default().to_owned() };
+    let about = subject(&status, &history, id).ok_or_else(unknown)?;
+    let events: Vec<Event> = match about.id() {
+        Some(id) => client.get(&format!("/v1/deployments/{id}")).await?,
+        None => Vec::new(),
     };
+    let story = story(&status, about, &events);
     if options.json {
-        json_pretty(&serde_json::json!({ "lines": story.lines, "next": story.next }));
+        json_pretty(&serde_json::json!({ "lines": story.lines, "next": story.next, "events": events }));
         return Ok(Exit::Done);
     }
     story.lines.iter().for_each(|line| out(&clean(line)));
@@ -31,26 +42,72 @@ struct Story {
     next: String,
 }
 
-/// `None` when `id` is not known here.
-fn story(status: &Status, history: &[HistoryLine], id: Option<&str>) -> Option<Story> {
-    let under_way = status.deployment.as_ref().filter(|deployment| id.is_none_or(|id| id == deployment.id));
-    if under_way.is_some() {
-        return Some(Story { lines: now(status), next: next_of_state(status) });
-    }
-    let past = history.iter().find(|line| id.is_none_or(|id| id == line.entry.deployment.id.0));
-    match (past, id) {
-        (Some(line), _) => Some(ended(status, line)),
-        (None, None) => Some(Story { lines: now(status), next: next_of_state(status) }),
-        (None, Some(_)) => None,
+/// What the story is about.
+#[derive(Debug, Clone, Copy)]
+enum Subject<'a> {
+    UnderWay(&'a DeploymentStatus),
+    Ended(&'a HistoryLine),
+    Nothing,
+}
+
+impl Subject<'_> {
+    fn id(&self) -> Option<&str> {
+        match self {
+            Subject::UnderWay(it) => Some(&it.id),
+            Subject::Ended(line) => Some(&line.entry.deployment.id.0),
+            Subject::Nothing => None,
+        }
     }
 }
 
-fn now(status: &Status) -> Vec<String> {
+/// The deployment on its way, or else the last one, or the one with this id; `None` when `id` is not known here.
+fn subject<'a>(status: &'a Status, history: &'a [HistoryLine], id: Option<&str>) -> Option<Subject<'a>> {
+    let wanted = |known: &str| id.is_none_or(|id| id == known);
+    let under_way = status.deployment.as_ref().filter(|it| wanted(&it.id)).map(Subject::UnderWay);
+    let ended = || history.iter().find(|line| wanted(&line.entry.deployment.id.0)).map(Subject::Ended);
+    under_way.or_else(ended).or(if id.is_none() { Some(Subject::Nothing) } else { None })
+}
+
+fn story(status: &Status, subject: Subject<'_>, events: &[Event]) -> Story {
+    match subject {
+        Subject::Ended(line) => ended(status, line, events),
+        Subject::UnderWay(_) | Subject::Nothing => Story { lines: now(status, events), next: next_of_state(status) },
+    }
+}
+
+/// What happened, one line each; of many the first and the last.
+fn timeline(events: &[Event]) -> Vec<String> {
+    let line = |event: &Event| {
+        let at = time(timestamp(event.at));
+        let clock = at.split(' ').nth(1).unwrap_or(&at).to_owned();
+        format!("  {clock}  {:<8} {:<13} {}", event.running, event.what, event.detail)
+    };
+    let mut lines: Vec<String> = events.iter().map(line).collect();
+    if lines.len() > FIRST + LAST + 1 {
+        let left_out = lines.len() - FIRST - LAST;
+        lines.splice(FIRST..FIRST + left_out, [format!("  ... {left_out} more, in `bascule explain --json`")]);
+    }
+    lines
+}
+
+/// What the required checks that failed in the last round that was told had printed last.
+fn evidence(events: &[Event]) -> Vec<String> {
+    let failing = |event: &&Event| event.what == "check-round" && event.checks.iter().any(|check| !check.passed);
+    let Some(round) = events.iter().rev().find(failing) else { return Vec::new() };
+    let said = |check: &CheckView| {
+        let last = check.output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing");
+        format!("  check {} failed after {} ms: {last}", check.name, check.millis)
+    };
+    round.checks.iter().filter(|check| !check.passed && check.requirement == "required").take(3).map(said).collect()
+}
+
+fn now(status: &Status, events: &[Event]) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(it) = &status.deployment {
         lines.push(format!("{}: {} {} -> {} into group {}", it.id, it.product, it.from_version, it.version, it.target));
         lines.push(format!("asked for by {} at {}, from {}", it.requested_by, time(it.began), it.source));
     }
+    lines.extend(timeline(events));
     lines.push(status.details.clone());
     lines.extend(status.blocked.iter().map(|blocker| format!("waiting: [{}] {}", blocker.code, blocker.reason)));
     let failing = status.checks.iter().filter(|check| !check.passed);
@@ -88,14 +145,16 @@ fn next_of_state(status: &Status) -> String {
     }
 }
 
-fn ended(status: &Status, line: &HistoryLine) -> Story {
+fn ended(status: &Status, line: &HistoryLine, events: &[Event]) -> Story {
     let it = &line.entry.deployment;
     let mut lines = vec![
         format!("{}: {} {} -> {} into group {}", it.id, it.product, it.from_version, it.version, it.target),
         format!("asked for by {} at {}, from {}", it.requested_by, time(timestamp(it.began)), it.source),
-        format!("manifest {}", it.manifest),
     ];
-    lines.extend(it.transfer.as_ref().map(transfer));
+    lines.extend(timeline(events));
+    if events.is_empty() {
+        lines.extend(it.transfer.as_ref().map(transfer));
+    }
     let at = time(line.time);
     let next = match &line.entry.ending {
         Ending::Committed => {
@@ -104,6 +163,7 @@ fn ended(status: &Status, line: &HistoryLine) -> Story {
         }
         Ending::RolledBack { reason } => {
             lines.push(format!("rolled back at {at}: {}", reason.explain()));
+            lines.extend(evidence(events));
             denied(status, it, &mut lines)
         }
         Ending::Failed { error } => {
@@ -128,9 +188,9 @@ fn ended(status: &Status, line: &HistoryLine) -> Story {
 }
 
 fn denied(status: &Status, deployment: &Deployment, lines: &mut Vec<String>) -> String {
-    if status.deny.iter().any(|deny| deny.manifest == deployment.manifest) {
+    if status.deny.iter().any(|deny| deny.manifest == deployment.manifest && !deny.allowed) {
         lines.push("its bytes are on the deny-list of this device and will not be tried again".into());
-        "publish a corrected bundle; the journal of the failed boot says more (`journalctl -b -1`)".into()
+        format!("publish a corrected bundle; or allow this one once more: `bascule allow {}`", deployment.version)
     } else {
         "it says nothing against the bundle: it may be installed again".into()
     }

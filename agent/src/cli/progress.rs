@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::show_lists::transfer;
-use super::text::{bytes, clean, json_line, out};
+use super::text::{clean, json_line, out};
+use crate::names::{bytes, transfer};
 use crate::shared::Progress;
 use crate::status::{StateWord, Status};
 

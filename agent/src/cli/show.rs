@@ -1,7 +1,7 @@
 //! `status`, for people.
 
-use super::show_lists::transfer;
-use super::text::{Paint, bytes, clean, table, time};
+use super::text::{Paint, clean, table, time};
+use crate::names::{bytes, transfer};
 use crate::shared::CheckView;
 use crate::status::{DeploymentStatus, GroupStatus, GroupWord, StateWord, Status};
 use bascule_core::{Blocker, Group};

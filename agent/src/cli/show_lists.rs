@@ -1,10 +1,11 @@
 //! `history`, `slots` and `plan`, for people.
 
-use bascule_core::{Ending, Group, Transfer};
+use bascule_core::{Ending, Group};
 
 use super::show::group_word;
-use super::text::{Paint, bytes, clean, table, time};
+use super::text::{Paint, clean, table, time};
 use crate::api::HistoryLine;
+use crate::names::{bytes, transfer};
 use crate::shared::Plan;
 use crate::status::Status;
 
@@ -27,20 +28,6 @@ pub(super) fn history(lines: &[HistoryLine], paint: Paint) -> Vec<String> {
         text.replacen(word, &painted, 1)
     };
     text.into_iter().zip(lines).map(colour).collect()
-}
-
-/// Where the bytes of a deployment came from, in a few words.
-pub(super) fn transfer(transfer: &Transfer) -> String {
-    let mut words = format!("{} fetched", bytes(transfer.fetched));
-    if let Some(base) = &transfer.base {
-        words.push_str(&format!(", {} made of {base}", bytes(transfer.copied)));
-    }
-    for (count, what) in [(transfer.healed, "healed"), (transfer.kept, "kept"), (transfer.saved, "saved")] {
-        if count > 0 {
-            words.push_str(&format!(", {} {what}", bytes(count)));
-        }
-    }
-    words
 }
 
 /// How a deployment ended, in words, and why.

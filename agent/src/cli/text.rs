@@ -30,24 +30,6 @@ pub(super) fn out(line: &str) {
     let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
 
-/// Bytes in the unit that suits them.
-pub(super) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut tenths = u128::from(count) * 10;
-    let mut unit = "B";
-    for next in UNITS {
-        if tenths < 10 * 1024 {
-            break;
-        }
-        tenths /= 1024;
-        unit = next;
-    }
-    if tenths % 10 == 0 { format!("{} {unit}", tenths / 10) } else { format!("{}.{} {unit}", tenths / 10, tenths % 10) }
-}
-
 /// A time as people read it.
 pub(super) fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
@@ -114,12 +96,6 @@ fn wanted(terminal: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_are_shown_in_the_largest_unit_that_fits() {
-        let shown = [0, 1023, 1024, 1536, 512 << 20, u64::MAX].map(bytes);
-        assert_eq!(shown, ["0 B", "1023 B", "1 KiB", "1.5 KiB", "512 MiB", "16777215.9 TiB"]);
-    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

@@ -8,14 +8,14 @@ use bascule_core::Tries;
 use super::reader::{Reader, Section};
 use super::tree::{Files, Table};
 use super::{
-    ActivateConfig, ApiConfig, Backend, BootConfig, Config, DEFAULT_CORES, DeviceConfig, Fault, HealthConfig,
-    HooksConfig, LogConfig, LogLevel, MAX_CORES, PrepareConfig, RETRY_WAIT_LIMIT, SlotPair, StateConfig, TrustConfig,
-    Way, quantity,
+    ActivateConfig, ApiConfig, Backend, BackupConfig, BootConfig, Config, DEFAULT_CORES, DeviceConfig, Fault,
+    HealthConfig, HooksConfig, LockPolicy, LogConfig, LogLevel, MAX_CORES, PrepareConfig, RETRY_WAIT_LIMIT, SlotPair,
+    StateConfig, TrustConfig, Way, quantity,
 };
 use crate::paths::Paths;
 
 /// Every section with its keys; those of `slots` are roles.
-const SECTIONS: [(&str, &[&str]); 11] = [
+const SECTIONS: [(&str, &[&str]); 12] = [
     ("device", &["compatible"]),
     ("boot", &["backend", "directory", "tries"]),
     ("slots", &[]),
@@ -33,10 +33,13 @@ const SECTIONS: [(&str, &[&str]); 11] = [
             "max_fetch",
             "cores",
             "checkpoint",
+            "bandwidth",
+            "deny_days",
         ],
     ),
-    ("activate", &["reboot_delay"]),
-    ("health", &["settle", "interval", "deadline", "passes", "check_timeout", "units"]),
+    ("activate", &["reboot_delay", "lock_wait", "lock_policy", "min_battery"]),
+    ("backup", &["paths", "secrets", "keep"]),
+    ("health", &["settle", "interval", "deadline", "passes", "check_timeout", "units", "http", "tcp", "within"]),
     ("hooks", &["timeout"]),
     ("api", &["group"]),
     ("log", &["level"]),
@@ -45,7 +48,12 @@ const SECTIONS: [(&str, &[&str]); 11] = [
 const ROLE_SHAPE: &str = "a role is lower-case letters, digits, `.`, `_` and `-`, at most 64";
 const UNIT_SHAPE: &str = "write whole unit names, such as \"nginx.service\"";
 const ADDRESS_SHAPE: &str = "write the address of a folder, such as \"https://host/bundles\"";
+const PORT_SHAPE: &str = "write host and port, such as \"127.0.0.1:8080\"";
 const NAME_SHAPE: &str = "write a name without spaces, at most 64 characters";
+
+/// What is left of `health.within` for the reboot into the old system.
+const RETURN: Duration = secs(60);
+const DAY: Duration = secs(24 * 3600);
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -63,7 +71,7 @@ pub(super) fn config(table: &Table, files: &Files, faults: Vec<Fault>) -> Result
     let [device_section, boot_section] = [section("device"), section("boot")];
     let [state_section, trust_section, prepare_section] = [section("state"), section("trust"), section("prepare")];
     let [activate_section, health_section, hooks_section] = [section("activate"), section("health"), section("hooks")];
-    let [api_section, log_section] = [section("api"), section("log")];
+    let [api_section, log_section, backup_section] = [section("api"), section("log"), section("backup")];
     let slots_section = reader.table(&top, "slots");
     let config = Config {
         device: device(&mut reader, &device_section),
@@ -75,6 +83,7 @@ pub(super) fn config(table: &Table, files: &Files, faults: Vec<Fault>) -> Result
         trust: TrustConfig { root: reader.path(&trust_section, "root").unwrap_or(Paths::TRUST_ROOT.into()) },
         prepare: prepare(&mut reader, &prepare_section),
         activate: activate(&mut reader, &activate_section),
+        backup: backup(&mut reader, &backup_section),
         health: health(&mut reader, &health_section),
         hooks: hooks(&mut reader, &hooks_section),
         api: api(&mut reader, &api_section),
@@ -151,14 +160,24 @@ fn prepare(reader: &mut Reader<'_>, section: &Section<'_>) -> PrepareConfig {
         ways: ways(reader, section),
         max_fetch: reader.size(section, "max_fetch", 0, 1 << 40),
         cores: reader.integer(section, "cores", 1, MAX_CORES).unwrap_or(DEFAULT_CORES),
+        bandwidth: reader.size(section, "bandwidth", 1 << 10, 1 << 40),
+        deny_days: reader.integer(section, "deny_days", 1, 3650),
         checkpoint: reader.size(section, "checkpoint", 64 << 10, 1 << 30).unwrap_or(16 << 20),
     }
 }
 
-fn is_folder_address(address: &str) -> bool {
+fn is_address(address: &str) -> bool {
     let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
-    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
-        && !address.contains(|character: char| character.is_whitespace() || "?#".contains(character))
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) && !address.contains(char::is_whitespace)
+}
+
+fn is_folder_address(address: &str) -> bool {
+    is_address(address) && !address.contains(['?', '#'])
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 fn ways(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Way> {
@@ -184,23 +203,46 @@ fn is_unit(name: &str) -> bool {
 }
 
 fn activate(reader: &mut Reader<'_>, section: &Section<'_>) -> ActivateConfig {
-    let reboot_delay = reader.duration(section, "reboot_delay", secs(0), secs(600)).unwrap_or(secs(2));
-    ActivateConfig { reboot_delay }
+    let policies = [("give-up", LockPolicy::GiveUp), ("go", LockPolicy::Go)];
+    ActivateConfig {
+        reboot_delay: reader.duration(section, "reboot_delay", secs(0), secs(600)).unwrap_or(secs(2)),
+        lock_wait: reader.duration(section, "lock_wait", secs(0), DAY * 30).unwrap_or(DAY),
+        lock_policy: reader.word(section, "lock_policy", &policies).unwrap_or(LockPolicy::GiveUp),
+        min_battery: reader.integer(section, "min_battery", 0, 100).unwrap_or(20),
+    }
+}
+
+fn backup(reader: &mut Reader<'_>, section: &Section<'_>) -> BackupConfig {
+    let is_path = |text: &str| text.starts_with('/') && !text.split('/').any(|part| part == "..");
+    let shape = "write absolute paths without `..`";
+    BackupConfig {
+        paths: reader.list(section, "paths", is_path, shape).unwrap_or_default(),
+        secrets: reader.list(section, "secrets", is_path, shape).unwrap_or_default(),
+        keep: reader.integer(section, "keep", 1, 100).unwrap_or(3),
+    }
 }
 
 fn health(reader: &mut Reader<'_>, section: &Section<'_>) -> HealthConfig {
     let hour = secs(3600);
+    let within = reader.duration(section, "within", secs(120), DAY);
+    let last = within.map_or(secs(15 * 60), |within| within.saturating_sub(RETURN));
+    if let (Some(_), Some(entry)) = (within, section.entry("deadline")) {
+        let message = "health.deadline and health.within say the same thing in two ways";
+        reader.fault("config.conflict", entry.at, message, "leave one of them out: deadline is within less 60s");
+    }
     let health = HealthConfig {
         settle: reader.duration(section, "settle", secs(0), hour).unwrap_or(secs(60)),
         interval: reader.duration(section, "interval", ms(100), hour).unwrap_or(secs(60)),
-        deadline: reader.duration(section, "deadline", secs(1), hour * 24).unwrap_or(secs(15 * 60)),
+        deadline: reader.duration(section, "deadline", secs(1), DAY).unwrap_or(last),
         passes: reader.integer(section, "passes", 1, 100).unwrap_or(3),
         check_timeout: reader.duration(section, "check_timeout", ms(100), hour).unwrap_or(secs(60)),
         units: reader.list(section, "units", is_unit, UNIT_SHAPE).unwrap_or_default(),
+        http: reader.list(section, "http", is_address, ADDRESS_SHAPE).unwrap_or_default(),
+        tcp: reader.list(section, "tcp", is_host_and_port, PORT_SHAPE).unwrap_or_default(),
     };
     let least = health.settle + health.interval * health.passes;
     // A place is there: with the defaults alone the room is enough.
-    let entry = ["deadline", "passes", "interval", "settle"].iter().find_map(|key| section.entry(key));
+    let entry = ["deadline", "within", "passes", "interval", "settle"].iter().find_map(|key| section.entry(key));
     if let Some(entry) = entry.filter(|_| health.deadline <= least) {
         let message = format!(
             "health.deadline {} leaves no room for settle {} and {} passes {} apart: every update would be rolled back",

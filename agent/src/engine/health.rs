@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bascule_core::{ErrorReport, Health, Phase};
+use bascule_core::{Baseline, ErrorReport, Health, Phase, State};
 use bascule_hooks::runner::Limits;
 use bascule_hooks::{
     CheckResult, HealthChecks, HealthPolicy, HealthSettings, HooksError, Requirement, Soak, health, soak,
@@ -12,10 +12,13 @@ use bascule_hooks::{
 
 use super::{Engine, Event, Job, LOOK_EVERY, Next, VERDICT_FIRST};
 use crate::device;
+use crate::probes;
 use crate::shared::CheckView;
 
 /// The longest reason that is recorded, in characters.
 const DETAIL_LIMIT: usize = 1000;
+/// The end of a check's output that is kept, in bytes.
+const EVIDENCE: usize = 4096;
 /// How often a waiting job looks whether it was cancelled.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -28,16 +31,15 @@ impl Engine {
             return Ok(Next::Wait(LOOK_EVERY.min(left)));
         }
         self.run_hooks_and_log(bascule_hooks::HookPoint::Probation);
-        let failed = |error: HooksError| {
-            ErrorReport::new(error.code(), Phase::Probation, &error, error.hint(), error.disposition())
-        };
+        let checks = self.health_checks().map_err(|error| failed(&error))?;
         let config = &self.device.config.health;
-        let mut settings = HealthSettings::new(self.device.paths.root(), Limits::within(config.check_timeout));
-        settings.units.clone_from(&config.units);
         let (settle, interval) = (config.settle, config.interval);
         let policy = HealthPolicy { settle, interval, deadline: config.deadline, passes: config.passes };
-        let checks = HealthChecks::find(settings).map_err(failed)?;
-        let soak = Soak::new(policy).map_err(failed)?;
+        let soak = Soak::new(policy).map_err(|error| failed(&error))?;
+        let failed_before = match &self.device.record().state {
+            State::Activated { deployment, .. } => deployment.baseline.failed.clone(),
+            _ => Vec::new(),
+        };
         if checks.decides_nothing() {
             tracing::warn!(
                 "no required health check is configured: the system is good when the daemon runs for as long as it takes"
@@ -50,13 +52,54 @@ impl Engine {
                 let _ = sender.send(event);
             };
             let uptime = move || device::uptime(&paths).unwrap_or(Duration::MAX);
-            if let Some(verdict) = watch(soak, checks, &uptime, &stop, &told) {
+            if let Some(verdict) = watch(soak, checks, &failed_before, &uptime, &stop, &told) {
                 told(Event::Verdict(verdict));
             }
         });
         tracing::info!(deadline_seconds = policy.deadline.as_secs(), passes = policy.passes, "probation begins");
         self.checking = Some(Job { cancel, thread });
         Ok(Next::Look)
+    }
+
+    fn health_checks(&self) -> Result<HealthChecks, HooksError> {
+        let config = &self.device.config.health;
+        let mut settings = HealthSettings::new(self.device.paths.root(), Limits::within(config.check_timeout));
+        settings.limits = settings.limits.contained(self.containment());
+        settings.units.clone_from(&config.units);
+        settings.tcp.clone_from(&config.tcp);
+        let source = self.device.record().state.deployment().map(|deployment| deployment.source.as_str());
+        settings.probes = probes::checks(&self.opener, &config.http, source);
+        HealthChecks::find(settings)
+    }
+
+    /// Runs every check once on the system that is about to be left: what fails here cannot cause a rollback there.
+    pub(super) fn take_baseline(&mut self) -> Result<Baseline, ErrorReport> {
+        let mut checks = self.health_checks().map_err(|error| failed(&error))?;
+        let results = checks.run_all(&AtomicBool::new(false));
+        log(&results);
+        let failed = health::failures(&results);
+        let detail = match failed.as_slice() {
+            [] => "every check passes on the old system".to_owned(),
+            failed => format!("fails on the old system already: {}", failed.join(", ")),
+        };
+        self.device.tell("baseline", detail, results.iter().map(shown).collect());
+        Ok(Baseline { failed })
+    }
+
+    /// Keeps what a round said to be shown, and tells the story where something changed.
+    pub(super) fn checked(&mut self, checks: Vec<CheckView>) {
+        let passes = |checks: &[CheckView]| -> Vec<(String, bool)> {
+            checks.iter().map(|check| (check.name.clone(), check.passed)).collect()
+        };
+        if passes(&checks) != passes(&self.checks) {
+            let failing: Vec<_> = checks.iter().filter(|check| !check.passed).map(|check| &*check.name).collect();
+            let detail = match failing.as_slice() {
+                [] => format!("{} checks pass", checks.len()),
+                failing => format!("{} of {} checks fail: {}", failing.len(), checks.len(), failing.join(", ")),
+            };
+            self.device.tell("check-round", detail, checks.clone());
+        }
+        self.checks = checks;
     }
 
     /// Ends the checks; what they said so far is kept to be shown.
@@ -69,9 +112,14 @@ impl Engine {
     }
 }
 
+fn failed(error: &HooksError) -> ErrorReport {
+    ErrorReport::new(error.code(), Phase::Probation, error, error.hint(), error.disposition())
+}
+
 fn watch(
     mut soak: Soak,
     mut checks: HealthChecks,
+    failed_before: &[String],
     uptime: &dyn Fn() -> Duration,
     cancel: &AtomicBool,
     told: &dyn Fn(Event),
@@ -82,12 +130,14 @@ fn watch(
             soak::Step::Wait(wait) => std::thread::sleep(wait.min(SLICE)),
             soak::Step::RunNow => {
                 last = checks.run_all(cancel);
-                soak.record(uptime(), health::judge(&last, &[]));
+                soak.record(uptime(), health::judge(&last, failed_before));
                 log(&last);
                 told(Event::Checked(last.iter().map(shown).collect()));
             }
             soak::Step::Verdict(soak::Verdict::Passed) => return Some(Health::Passed),
-            soak::Step::Verdict(soak::Verdict::Failed) => return Some(Health::Failed { detail: detail(&last) }),
+            soak::Step::Verdict(soak::Verdict::Failed) => {
+                return Some(Health::Failed { detail: detail(&last, failed_before) });
+            }
         }
     }
     None
@@ -114,13 +164,21 @@ fn shown(result: &CheckResult) -> CheckView {
         requirement: result.requirement.name().to_owned(),
         passed: result.passed,
         millis: u64::try_from(result.outcome.duration.as_millis()).unwrap_or(u64::MAX),
-        output: result.outcome.output_tail.clone(),
+        output: evidence(&result.outcome.output_tail).to_owned(),
     }
 }
 
-/// Which required checks failed in the last round, and what they said.
-fn detail(results: &[CheckResult]) -> String {
-    let failed = |result: &&CheckResult| !result.passed && result.requirement == Requirement::Required;
+/// The end of what a check said.
+fn evidence(output: &str) -> &str {
+    let begin = (output.len().saturating_sub(EVIDENCE)..).find(|at| output.is_char_boundary(*at)).unwrap_or_default();
+    output.get(begin..).unwrap_or_default()
+}
+
+/// Which checks that count failed in the last round, and what they said.
+fn detail(results: &[CheckResult], failed_before: &[String]) -> String {
+    let counts =
+        |result: &CheckResult| result.requirement == Requirement::Required && !failed_before.contains(&result.name);
+    let failed = |result: &&CheckResult| !result.passed && counts(result);
     let lines: Vec<String> =
         results.iter().filter(failed).map(|result| format!("{}: {}", result.name, result.reason)).collect();
     if lines.is_empty() {

@@ -3,17 +3,13 @@
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use bascule_core::{Disposition, Ending, ErrorReport, Phase, Request, RollbackReason, State, Step};
-use bascule_hooks::runner::Limits;
+use bascule_core::{ErrorReport, Phase, RollbackReason, State};
+use bascule_hooks::runner::{Containment, Limits};
 use bascule_hooks::{HookContext, HookPoint, HookSettings, HooksError, run_point};
 
-use super::{Engine, Next};
-use crate::shared::Refused;
-
-/// How long a hook that asked to try later is left alone.
-const DEFERRED: Duration = Duration::from_secs(60);
+use super::Engine;
+use crate::contained;
 
 impl Engine {
     pub(super) fn hook_settings(&self) -> HookSettings {
@@ -23,8 +19,13 @@ impl Engine {
         HookSettings {
             root: self.device.paths.root().to_owned(),
             context_dir,
-            limits: Limits::within(self.device.config.hooks.timeout),
+            limits: Limits::within(self.device.config.hooks.timeout).contained(self.containment()),
         }
+    }
+
+    /// Where programs of integrators get control groups of their own; `None` where the system has no place for them.
+    pub(super) fn containment(&self) -> Option<Containment> {
+        self.groups.as_ref().map(|groups| groups.containment(contained::TASKS, contained::MEMORY_BYTES))
     }
 
     pub(super) fn hook_context(&self, reason: Option<String>) -> HookContext {
@@ -51,42 +52,6 @@ impl Engine {
         if let Err(error) = outcome.and_then(bascule_hooks::PointOutcome::into_result) {
             tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "a hook failed; going on");
         }
-    }
-
-    /// Asks the `pre-activate` hooks. `Some` means that activation does not go on now.
-    ///
-    /// Nothing was written yet: stopping here leaves the target unbootable and the booted system as it is.
-    pub(super) fn gate_activation(&mut self) -> Result<Option<Next>, ErrorReport> {
-        let (context, settings) = (self.hook_context(None), self.hook_settings());
-        let outcome = run_point(HookPoint::PreActivate, &context, &settings, &AtomicBool::new(false));
-        let error = match outcome.and_then(bascule_hooks::PointOutcome::into_result) {
-            Ok(_) => {
-                self.blocked.clear();
-                return Ok(None);
-            }
-            Err(error) => error,
-        };
-        let report = report(&error, Phase::Activate);
-        let asked = self.pending.as_ref().is_some_and(|pending| pending.request == Request::Activate);
-        if error.disposition() == Disposition::Retry && asked {
-            // Whoever asked hears it and may ask again: nothing is left waiting behind their back.
-            self.answer(Err(Refused { error: report, blockers: Vec::new() }));
-            return Ok(Some(Next::Look));
-        }
-        if error.disposition() == Disposition::Retry {
-            let blocker = bascule_core::Blocker::new(&report.code, report.message.clone(), report.hint.clone());
-            if self.blocked.first() != Some(&blocker) {
-                tracing::warn!(code = report.code, reason = report.message, "activation waits for a hook");
-            }
-            self.blocked = vec![blocker];
-            return Ok(Some(Next::Wait(DEFERRED)));
-        }
-        self.record_durably(&Step::Abandoned(Ending::Failed { error: report.clone() }))?;
-        // The caller of `activate`, if that is what brought us here, hears why.
-        if asked {
-            self.answer(Err(Refused { error: report, blockers: Vec::new() }));
-        }
-        Ok(Some(Next::Look))
     }
 }
 

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bascule_boot::disk::{Slot, Sysfs, open_target};
 use bascule_core::offer::{SAME, blockers};
 use bascule_core::{
-    Baseline, Blocker, Deployment, DeploymentId, Device as Facts, ErrorReport, Image, Offer, Phase, Step, TargetGroup, Then,
+    Baseline, Blocker, Deployment, DeploymentId, Device as Facts, ErrorReport, Image, Offer, Phase, Step, TargetGroup,
+    Then,
 };
-use bascule_hooks::{HookPoint, run_point};
 use bascule_image::{BundleReader, ChunkKind, Payload, TrustStore};
 
-use super::hooks::report;
 use super::{Engine, publish};
 use crate::clock;
+use crate::conditions;
 use crate::device::Device;
 use crate::prepare::{Choice, PrepareError};
 use crate::shared::{Answer, Plan, Refused, Source};
@@ -136,37 +136,24 @@ impl Engine {
     /// Every reason why this device does not take the offer now.
     fn blockers(&self, offer: &Offer) -> Vec<Blocker> {
         let mut found = blockers(offer, &self.facts(), self.device.record());
-        let sysfs = crate::device::sysfs(&self.device.paths);
-        let target = self.device.booted().target();
-        for slot in self.device.target_slots() {
-            found.extend(slot_blocker(slot, target, &sysfs));
-        }
-        if let Err(error) = self.device.view() {
-            found.push(Blocker::new(error.code(), error.to_string(), error.hint()));
-        }
-        let (context, settings) = (self.hook_context(None), self.hook_settings());
-        let hooks = run_point(HookPoint::Check, &context, &settings, &AtomicBool::new(false));
-        if let Err(error) = hooks.and_then(bascule_hooks::PointOutcome::into_result) {
-            let report = report(&error, Phase::Check);
-            found.push(Blocker::new(&report.code, report.message, report.hint));
-        }
+        found.extend(self.ground_blockers());
         found
     }
 
     fn facts(&self) -> Facts {
         let release = &self.device.release;
         let compatible = self.device.config.device.compatible.as_ref().unwrap_or(&release.compatible);
-        let state = self.device.paths.resolve(&self.device.config.state.directory);
-        let free = nix::sys::statvfs::statvfs(&state)
-            .map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
+        let day = |days: u32| i64::from(days).saturating_mul(24 * 3600);
+        let denials_since =
+            self.device.config.prepare.deny_days.map(|days| clock::now().as_second().saturating_sub(day(days)));
         Facts {
             product: release.product.clone(),
             version: release.version.clone(),
             order: release.order,
             compatible: compatible.clone(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
-            free_space: free,
-            denials_since: None,
+            free_space: conditions::free_space(&self.state_directory()).unwrap_or(0),
+            denials_since,
             target_slots: self.device.target_slots().map(|slot| (slot.role.clone(), slot.size)).collect(),
         }
     }
@@ -195,7 +182,7 @@ impl Engine {
 }
 
 /// Opening the slot is the check itself: whoever mounts or holds it is named, and nothing is written.
-fn slot_blocker(slot: &Slot, target: TargetGroup, sysfs: &Sysfs) -> Option<Blocker> {
+pub(super) fn slot_blocker(slot: &Slot, target: TargetGroup, sysfs: &Sysfs) -> Option<Blocker> {
     let error = open_target(slot, target, sysfs).err()?;
     Some(Blocker::new(error.code(), error.to_string(), error.hint()))
 }
@@ -203,7 +190,8 @@ fn slot_blocker(slot: &Slot, target: TargetGroup, sysfs: &Sysfs) -> Option<Block
 fn refused(found: &[Blocker]) -> Option<Refused> {
     // That a bundle is installed already outweighs whatever else would speak against it.
     let first = found.iter().find(|blocker| blocker.code == SAME).or(found.first())?;
-    let retryable = found.iter().all(|blocker| matches!(blocker.code.as_str(), "hooks.deferred" | "disk.held"));
+    let retryable =
+        found.iter().all(|blocker| matches!(blocker.code.as_str(), "hooks.deferred" | "disk.held" | "device.power"));
     let error = ErrorReport {
         code: first.code.clone(),
         phase: Phase::Check,

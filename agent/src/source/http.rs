@@ -8,7 +8,7 @@ mod error;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bascule_core::Disposition;
 use bascule_image::BundleRead;
@@ -23,6 +23,7 @@ use hyper_util::rt::TokioExecutor;
 
 pub use error::HttpError;
 
+use super::pace::Pace;
 use super::{Fetched, Opener};
 
 /// How often a read is resumed without a single byte in between before it is given up.
@@ -73,6 +74,7 @@ pub struct HttpRead {
     /// Where else the same file is, in the order they are asked.
     mirrors: VecDeque<String>,
     fetched: Fetched,
+    pace: Option<Pace>,
     offset: u64,
     /// Up to where bytes are wanted: no request asks for more, so that nothing is sent for nothing.
     wanted: u64,
@@ -94,14 +96,27 @@ impl HttpRead {
     /// # Errors
     /// [`HttpError`].
     pub fn open(opener: &Opener, url: &str, fetched: Fetched) -> Result<Self, HttpError> {
+        Self::open_within(opener, url, fetched, WINDOW)
+    }
+
+    /// Asks for no more than one byte, to see whether the address answers.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn knock(opener: &Opener, url: &str) -> Result<(), HttpError> {
+        Self::open_within(opener, url, Fetched::default(), 1).map(drop)
+    }
+
+    fn open_within(opener: &Opener, url: &str, fetched: Fetched, wanted: u64) -> Result<Self, HttpError> {
         let mut read = HttpRead {
             clients: Clients::default(),
             opener: opener.clone(),
             url: url.to_owned(),
             mirrors: opener.mirrors.iter().filter_map(|folder| mirrored(url, folder)).collect(),
             fetched,
+            pace: Pace::new(opener.bandwidth),
             offset: 0,
-            wanted: WINDOW,
+            wanted,
             answered: 0,
             tag: None,
             total: None,
@@ -279,8 +294,9 @@ impl HttpRead {
         loop {
             let problem = match self.next_piece() {
                 Ok(Some(piece)) => {
+                    let wait = self.pace.as_mut().map(|pace| pace.wait(piece.len() as u64, Instant::now()));
                     self.rest = piece;
-                    return Ok(());
+                    return wait.map_or(Ok(()), |wait| self.pause(wait));
                 }
                 Ok(None) if self.total.is_none_or(|total| self.offset >= total) => return Ok(()),
                 // All that was asked for has come: the next range is no resumption.
@@ -339,8 +355,8 @@ impl HttpRead {
     }
 
     fn pause(&self, wait: Duration) -> Result<(), HttpError> {
-        let until = std::time::Instant::now() + wait;
-        while std::time::Instant::now() < until {
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
             if self.opener.cancel.load(Ordering::Relaxed) {
                 return Err(self.cancelled());
             }

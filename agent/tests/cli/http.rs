@@ -56,7 +56,7 @@ fn every_path_of_the_description_is_served_with_its_methods() {
     let device = Device::start();
     let (_, description) = raw(&device, "GET /v1/openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let paths = description["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 13);
+    assert_eq!(paths.len(), 16);
     for (path, methods) in paths {
         for method in methods.as_object().unwrap().keys() {
             if path == "/v1/events" {

@@ -14,7 +14,9 @@ mod stub;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use bascule_core::{Baseline, BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step, Transfer};
+use bascule_agent::shared::CheckView;
+use bascule_agent::story::Event;
+use bascule_core::{Baseline, Blocker, BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step, Transfer};
 use stub::{Device, refusal};
 
 /// Exit code, standard output and standard error of one command.
@@ -285,10 +287,63 @@ fn check_lists_what_is_well_and_what_is_in_the_way() {
 ok  daemon         answers, version {}
 ok  boot settings  intact
 ok  state          an update may begin
+ok  conditions     slots, loader, space, power, locks and hooks: nothing in the way
 ",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!((code, out), (0, expected));
+    device.block(Blocker::new("device.locked", "the lock brew is held: coffee", "wait"));
+    let (code, out, _) = bascule(&device, &["check"]);
+    assert_eq!(code, 75, "what goes away by itself is no failure");
+    assert!(out.contains("conditions     [device.locked] the lock brew is held: coffee"), "{out}");
+    device.block(Blocker::new("device.no-space", "no room", "make room"));
+    let (code, out, _) = bascule(&device, &["check"]);
+    assert_eq!(code, 1, "and all of them are listed: {out}");
+    assert!(out.contains("[device.locked]") && out.contains("[device.no-space]"), "{out}");
+}
+
+#[test]
+fn a_denied_bundle_is_allowed_by_its_name() {
+    let device = Device::start();
+    let (code, out, _) = bascule(&device, &["allow", "2.0.0"]);
+    assert_eq!((code, out.as_str()), (0, "2.0.0 may be tried again\n"));
+    assert_eq!(device.events(), ["allow 2.0.0"]);
+}
+
+#[test]
+fn a_story_is_told_with_its_timeline_and_what_the_failing_check_printed() {
+    let device = Device::start();
+    let deployment = stub::deployment("stub-8", "-");
+    let check = CheckView {
+        name: "50-app".into(),
+        requirement: "required".into(),
+        passed: false,
+        millis: 12,
+        output: "app: starting\napp: its database is from the future\n".into(),
+    };
+    let event = |what: &str, checks: Vec<CheckView>| Event {
+        at: 1_800_000_000,
+        running: "2.0.0".into(),
+        what: what.into(),
+        detail: format!("about {what}"),
+        checks,
+        ..Event::default()
+    };
+    device.stories().tell(&deployment.id, &event("came-up", Vec::new()));
+    for _ in 0..20 {
+        device.stories().tell(&deployment.id, &event("check-round", vec![check.clone()]));
+    }
+    let reason = RollbackReason::Unhealthy { detail: "50-app: exit code 1".into() };
+    device.steps(&[Step::Preparing(deployment), Step::RollingBack(reason), Step::RolledBack]);
+    let (code, out, _) = bascule(&device, &["explain"]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.lines().count() <= 20, "{out}");
+    assert!(out.contains("\n  08:00:00  2.0.0    came-up       about came-up\n"), "{out}");
+    assert!(out.contains("\n  ... 11 more, in `bascule explain --json`\n"), "{out}");
+    assert!(out.contains("check 50-app failed after 12 ms: app: its database is from the future\n"), "{out}");
+    let (_, json, _) = bascule(&device, &["explain", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["events"].as_array().unwrap().len(), 21);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use bascule_agent::paths::Paths;
 use bascule_agent::shared::{
     Answer, Command, Handle, Plan, Progress, Refused, Release, SlotView, Snapshot, Source, Submission,
 };
+use bascule_agent::story::Stories;
 use bascule_core::{
     Baseline, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group,
     Offer, Phase, Record, Requires, Settings, Stamp, Step, Then, Transfer,
@@ -28,6 +29,7 @@ struct Script {
     refuse: Option<Refused>,
     end: Option<Ending>,
     hold_reboot: bool,
+    blockers: Vec<Blocker>,
 }
 
 /// A device with a daemon on it, as long as it lives.
@@ -56,8 +58,9 @@ impl Device {
                 tokio::spawn(stand_in.run(queue));
                 ready.send(()).unwrap();
                 let handle = Handle { commands, snapshot: receiver };
+                let stories = Stories::new(paths.root());
                 let mut stopped = stopped;
-                api::serve(listener, Api::new(handle, Arc::new(config())), async move {
+                api::serve(listener, Api::new(handle, Arc::new(config()), stories), async move {
                     stopped.recv().await;
                 })
                 .await;
@@ -100,6 +103,14 @@ impl Device {
 
     pub(crate) fn end_next(&self, ending: Ending) {
         self.script().end = Some(ending);
+    }
+
+    pub(crate) fn block(&self, blocker: Blocker) {
+        self.script().blockers.push(blocker);
+    }
+
+    pub(crate) fn stories(&self) -> Stories {
+        Stories::new(self.root())
     }
 
     pub(crate) fn hold_reboot(&self) {
@@ -179,6 +190,10 @@ impl Loop {
             Command::Plan { .. } => drop(answer.send(Ok(Answer::Plan(plan())))),
             Command::Activate => self.done("activate", answer),
             Command::Cancel => self.done("cancel", answer),
+            Command::Check => {
+                let _ = answer.send(Ok(Answer::Checked { blockers: self.script().blockers.clone() }));
+            }
+            Command::Allow { bundle } => self.done(&format!("allow {bundle}"), answer),
             Command::Commit => {
                 // Answered before it shows, as a real loop may.
                 self.done("commit", answer);

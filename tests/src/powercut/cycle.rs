@@ -195,7 +195,7 @@ pub(super) fn snapshot(root: &Path) -> Result<Tree> {
             let name = entry?.file_name().to_string_lossy().into_owned();
             let path = format!("{directory}/{name}");
             let constant = name == "grub.cfg" || (directory == SLOTS && !is_slot(&name));
-            if !constant {
+            if !constant && path != super::TOLD {
                 tree.insert(path.clone(), Arc::new(fs::read(root.join(path))?));
             }
         }

@@ -32,6 +32,8 @@ use states::State;
 /// The directories of the device that lie on its disk.
 const DIRECTORIES: [&str; 3] = ["boot/efi/bascule", "data/bascule", SLOTS];
 const SLOTS: &str = "dev";
+/// The stories of deployments, which nothing reads that decides.
+const TOLD: &str = "data/bascule/deployments";
 const GRUBENV: &str = "boot/efi/bascule/grubenv";
 const FALLBACK: &str = "boot/efi/bascule/fallback";
 

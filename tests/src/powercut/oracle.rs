@@ -258,7 +258,7 @@ impl<'r> Judge<'r> {
             for directory in DIRECTORIES.iter().filter(|directory| **directory != super::SLOTS) {
                 for entry in fs::read_dir(root.join(directory))? {
                     let path = entry?.path();
-                    if !path.ends_with("grub.cfg") {
+                    if !path.ends_with("grub.cfg") && !path.ends_with(super::TOLD) {
                         fs::remove_file(path)?;
                     }
                 }
