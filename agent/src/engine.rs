@@ -185,6 +185,9 @@ impl Engine {
 
     /// Goes round until it is to end.
     pub fn run(mut self) -> End {
+        if let Err(error) = self.run_hooks_due() {
+            self.failed(error);
+        }
         if !matches!(self.device.record().state, State::Preparing { .. }) {
             units::start(&self.device.config.prepare.stop_units);
         }
@@ -255,7 +258,7 @@ impl Engine {
                 self.check_offer();
                 Ok(Next::Look)
             }
-            Action::Prepare => Ok(self.start_preparation()),
+            Action::Prepare => self.start_preparation(),
             Action::CheckHealth => self.start_health(),
             Action::Reboot => self.reboot(),
             Action::Record(step) => self.record(step),
@@ -296,8 +299,11 @@ impl Engine {
                 if at > now {
                     return Ok(Next::Wait(at - now));
                 }
+                // Forgotten only once the next attempt is on the disk: until then what failed has failed.
+                self.record_durably(step)?;
                 self.failure = None;
                 self.retry_at = None;
+                return Ok(Next::Look);
             }
             Step::Abandoned(_) => {
                 self.stop_preparation();
@@ -312,8 +318,7 @@ impl Engine {
         self.record_durably(step)?;
         match step {
             Step::Abandoned(_) => units::start(&self.device.config.prepare.stop_units),
-            Step::Committed => self.run_hooks_and_log(HookPoint::PostCommit),
-            Step::RolledBack => self.run_hooks_and_log(HookPoint::PostRollback),
+            Step::Committed | Step::RolledBack => self.run_hooks_due()?,
             _ => {}
         }
         Ok(Next::Look)

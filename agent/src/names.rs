@@ -28,6 +28,7 @@ pub(crate) fn step_name(step: &Step) -> &'static str {
         Step::RollingBack(_) | Step::RollingBackInstalled => "rolling-back",
         Step::RolledBack => "rolled-back",
         Step::Stranded => "stranded",
+        Step::HooksDone => "hooks-done",
         Step::Allowed(_) => "allowed",
     }
 }

@@ -154,6 +154,7 @@ pub fn step_in_words(step: &Step) -> String {
         Step::RollingBackInstalled => "a person goes back to the system before".into(),
         Step::RolledBack => "the old system runs, the new one cannot be started any more".into(),
         Step::Stranded => "the old system does not come up: this one goes on".into(),
+        Step::HooksDone => "the hooks of its end have run".into(),
         Step::Allowed(_) => "a person allows it to be tried again".into(),
     }
 }

@@ -186,12 +186,24 @@ fn go_back(paths: &Paths, config: &Config, loader: &dyn BootBackend, booted: Boo
         Err(error) => told(&error, "cannot open the record"),
     }
     for _ in 0..TRIES_TO_WRITE {
+        // A daemon that could not be stopped may have committed in between, and what is good is not given up here.
+        if is_good(loader, booted) {
+            tracing::info!("the verdict came at the last moment");
+            systemctl(&["start", "--no-block", "basculed.service"]);
+            return;
+        }
         let Err(error) = loader.roll_back(booted) else { break };
         tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "cannot go back yet");
         std::thread::sleep(AGAIN);
     }
     // Rebooting without the loader's consent is safe: each start of a system on trial costs a try, and then it falls back.
     reboot::reboot(paths, "no verdict before the deadline");
+}
+
+fn is_good(loader: &dyn BootBackend, booted: BootedGroup) -> bool {
+    loader
+        .view(booted)
+        .is_ok_and(|view| view.settings == Settings::Intact && view.status(booted.group()) == BootStatus::Good)
 }
 
 fn told(error: &DeviceError, what: &'static str) {

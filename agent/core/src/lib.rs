@@ -27,8 +27,8 @@ pub use decide::{Action, Decision, Refusal, decide};
 pub use observed::{Health, Observed, Policy, PreparationFailure, Request};
 pub use offer::{Blocker, Device, Offer, OfferedPayload, Requires};
 pub use record::{
-    Attempt, Baseline, Denied, Deployment, Ending, HistoryEntry, Image, Record, RollbackReason, Stamp, State, Step,
-    Then, Transfer,
+    Attempt, Baseline, Denied, Deployment, Ending, HistoryEntry, HooksDue, Image, Record, RollbackReason, Stamp, State,
+    Step, Then, Transfer,
 };
 pub use report::{Disposition, ErrorReport, Phase};
 pub use words::{BootId, BootedGroup, DeploymentId, Digest, Group, TargetGroup, Tries};

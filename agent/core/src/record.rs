@@ -43,6 +43,18 @@ pub struct Record {
     /// Why the last update failed, until the next one begins.
     #[serde(default)]
     pub last_error: Option<ErrorReport>,
+    /// Hooks of the end of an update that have not run to their end yet.
+    #[serde(default)]
+    pub hooks_due: Option<HooksDue>,
+}
+
+/// Hooks that are due after an update has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HooksDue {
+    /// What has ended.
+    pub deployment: Deployment,
+    /// Why it was rolled back; `None`: it was committed.
+    pub reason: Option<RollbackReason>,
 }
 
 impl Default for Record {
@@ -56,6 +68,7 @@ impl Default for Record {
             epoch_floor: 0,
             installed: None,
             last_error: None,
+            hooks_due: None,
         }
     }
 }
@@ -340,6 +353,7 @@ pub struct HistoryEntry {
 
 /// One durable step from a record to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack, a few for each update")]
 pub enum Step {
     /// A checked offer was accepted: begin to prepare it.
     Preparing(Deployment),
@@ -363,6 +377,8 @@ pub enum Step {
     RolledBack,
     /// Rebooted to go back, and came up on the same group again.
     Stranded,
+    /// The hooks of the end of an update have run.
+    HooksDone,
     /// A person allows the bundle of this manifest to be tried again.
     Allowed(Digest),
 }
@@ -398,6 +414,9 @@ impl Record {
         match (step, deployment) {
             (Step::Preparing(deployment), _) => {
                 next.last_error = None;
+                if let State::Prepared { deployment: replaced } = &self.state {
+                    next.end(replaced.clone(), Ending::Cancelled, stamp);
+                }
                 let attempt = Attempt { number: 1, run: stamp.run.clone() };
                 next.state = State::Preparing { deployment: deployment.clone(), attempt };
             }
@@ -407,6 +426,7 @@ impl Record {
                     next.state = State::RollingBack { deployment, reason, decided_in };
                 }
             }
+            (Step::HooksDone, _) => next.hooks_due = None,
             (Step::Allowed(manifest), _) => {
                 for denied in next.deny.iter_mut().filter(|denied| denied.manifest == *manifest) {
                     denied.allowed = true;
@@ -446,18 +466,19 @@ impl Record {
             Step::Committed => {
                 self.epoch_floor = self.epoch_floor.max(deployment.security_epoch);
                 self.installed = Some(deployment.clone());
+                self.hooks_due = Some(HooksDue { deployment: deployment.clone(), reason: None });
                 self.end(deployment, Ending::Committed, stamp);
             }
             Step::RollingBack(reason) => {
                 self.state = State::RollingBack { deployment, reason: reason.clone(), decided_in: boot };
             }
-            Step::RolledBack => self.end_rollback(deployment, stamp, |reason| Ending::RolledBack { reason }),
-            Step::Stranded => self.end_rollback(deployment, stamp, |reason| Ending::Stranded { reason }),
-            Step::Preparing(_) | Step::RollingBackInstalled | Step::Allowed(_) => {}
+            Step::RolledBack => self.rolled_back(deployment, stamp),
+            Step::Stranded => self.stranded(deployment, stamp),
+            Step::Preparing(_) | Step::RollingBackInstalled | Step::HooksDone | Step::Allowed(_) => {}
         }
     }
 
-    fn end_rollback(&mut self, deployment: Deployment, stamp: &Stamp, ending: impl Fn(RollbackReason) -> Ending) {
+    fn rolled_back(&mut self, deployment: Deployment, stamp: &Stamp) {
         let State::RollingBack { reason, .. } = self.state.clone() else { return };
         if reason.denies() {
             self.add_denial(&deployment, &reason, stamp);
@@ -465,7 +486,17 @@ impl Record {
         if self.installed.as_ref().is_some_and(|installed| installed.id == deployment.id) {
             self.installed = None;
         }
-        self.end(deployment, ending(reason), stamp);
+        self.hooks_due = Some(HooksDue { deployment: deployment.clone(), reason: Some(reason.clone()) });
+        self.end(deployment, Ending::RolledBack { reason }, stamp);
+    }
+
+    /// It goes on running, so what was committed stays so; and a person's wish to leave it says nothing against it.
+    fn stranded(&mut self, deployment: Deployment, stamp: &Stamp) {
+        let State::RollingBack { reason, .. } = self.state.clone() else { return };
+        if reason.denies() && reason != RollbackReason::Operator {
+            self.add_denial(&deployment, &reason, stamp);
+        }
+        self.end(deployment, Ending::Stranded { reason }, stamp);
     }
 
     /// One entry for each manifest: its newest verdict, and how many there were.
@@ -509,86 +540,4 @@ pub(crate) fn test_deployment() -> Deployment {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stamp() -> Stamp {
-        Stamp { now: 7, boot_id: BootId("boot".into()), run: "run".into(), booted: Group::A }
-    }
-
-    fn through(steps: &[Step]) -> Record {
-        steps.iter().fold(Record::default(), |record, step| record.advance(step, &stamp()))
-    }
-
-    #[test]
-    fn a_commit_raises_the_epoch_floor_and_a_preparation_does_not() {
-        let prepared = through(&[Step::Preparing(test_deployment()), Step::Prepared(Transfer::default())]);
-        assert_eq!(prepared.epoch_floor, 0);
-        let committed = prepared.advance(&Step::Committed, &stamp());
-        assert_eq!((committed.epoch_floor, committed.state), (3, State::Idle));
-    }
-
-    #[test]
-    fn a_verdict_against_the_bundle_denies_it_and_a_lost_setting_does_not() {
-        let begin = [
-            Step::Preparing(test_deployment()),
-            Step::Prepared(Transfer::default()),
-            Step::Activating(Baseline { failed: vec!["uplink".into()] }),
-            Step::Activated,
-        ];
-        for (reason, denied) in [(RollbackReason::DidNotBoot, true), (RollbackReason::SettingsLost, false)] {
-            let steps = [&begin[..], &[Step::RollingBack(reason), Step::RolledBack]].concat();
-            assert_eq!(through(&steps).denied(&test_deployment().manifest).is_some(), denied);
-        }
-    }
-
-    #[test]
-    fn a_bundle_that_a_person_allows_is_taken_again_and_denied_again_when_it_fails_again() {
-        let manifest = test_deployment().manifest;
-        let fails = [Step::Preparing(test_deployment()), Step::RollingBack(RollbackReason::Deadline), Step::RolledBack];
-        let denied = through(&fails);
-        assert_eq!(denied.denied(&manifest).map(|denied| denied.attempts), Some(1));
-        let allowed = denied.advance(&Step::Allowed(manifest), &stamp());
-        assert_eq!((allowed.denied(&manifest), allowed.deny.len()), (None, 1));
-        let again = fails.iter().fold(allowed, |record, step| record.advance(step, &stamp()));
-        assert_eq!(again.denied(&manifest).map(|denied| denied.attempts), Some(2));
-        assert_eq!(again.deny.len(), 1);
-    }
-
-    #[test]
-    fn a_state_from_the_future_is_newer_and_unknown_fields_are_ignored() {
-        let text = r#"{"schema":1,"generation":4,"state":{"name":"teleporting","to":"c"},"colour":"blue"}"#;
-        let record: Record = serde_json::from_str(text).unwrap();
-        assert_eq!((record.state, record.generation), (State::Newer, 4));
-    }
-
-    #[test]
-    fn every_state_reads_back_what_it_wrote() {
-        let steps = [
-            Step::Preparing(test_deployment()),
-            Step::Prepared(Transfer::default()),
-            Step::Activating(Baseline { failed: vec!["uplink".into()] }),
-            Step::Activated,
-            Step::RollingBack(RollbackReason::Unhealthy { detail: "x".into() }),
-            Step::RolledBack,
-        ];
-        for n in 0..=steps.len() {
-            let record = through(&steps[..n]);
-            let text = serde_json::to_string(&record).unwrap();
-            assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
-        }
-    }
-
-    #[test]
-    fn history_and_deny_list_stay_bounded() {
-        let mut record = Record::default();
-        for n in 0..200u8 {
-            let mut deployment = test_deployment();
-            deployment.manifest = Digest([n; 32]);
-            for step in [Step::Preparing(deployment), Step::RollingBack(RollbackReason::Deadline), Step::RolledBack] {
-                record = record.advance(&step, &stamp());
-            }
-        }
-        assert_eq!((record.history.len(), record.deny.len()), (HISTORY_LIMIT, DENY_LIMIT));
-    }
-}
+mod tests;

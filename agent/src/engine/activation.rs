@@ -56,7 +56,7 @@ impl Engine {
                 let first = locks.first().map(|lock| lock.reason.clone()).unwrap_or_default();
                 let (wait, hint) = (config.lock_wait.as_secs(), "release the lock, then install it again".into());
                 let message = format!("it was locked out for {wait} s: {first}");
-                return self.give_up(error("activate.locked", message, hint)).map(Some);
+                return self.give_up(error("device.lock-timeout", message, hint)).map(Some);
             }
             (true, LockPolicy::Go) => tracing::warn!(locks = locks.len(), "activate.lock_wait is over: going on"),
             (false, _) => found.extend(locks),
@@ -152,7 +152,7 @@ impl Engine {
         if now != before {
             let hint = "look at what the pre-activate hooks do: the loader's settings are not theirs".into();
             let message = "the loader's settings changed while the pre-activate hooks ran".to_owned();
-            return self.give_up(error("activate.settings-changed", message, hint)).map(Some);
+            return self.give_up(error("boot.settings-changed", message, hint)).map(Some);
         }
         let Some(deployment) = self.device.record().state.deployment().cloned() else { return Ok(None) };
         // Prepared a moment ago by this very run, and nobody was let near it since: it was read back then.

@@ -23,7 +23,7 @@ impl Engine {
     /// Copies what `[backup]` names. Without a name there nothing is done.
     ///
     /// # Errors
-    /// `backup.failed`: what the owner wants to be kept could not be, so the device does not go on.
+    /// `device.backup-failed`: what the owner wants to be kept could not be, so the device does not go on.
     pub(super) fn back_up(&self) -> Result<(), ErrorReport> {
         let config = &self.device.config.backup;
         let Some(deployment) = self.device.record().state.deployment() else { return Ok(()) };
@@ -80,7 +80,7 @@ fn forget(folder: &Path, keep: usize) {
 
 fn failed(file: &Path, reason: String) -> ErrorReport {
     ErrorReport {
-        code: "backup.failed".into(),
+        code: "device.backup-failed".into(),
         phase: Phase::Activate,
         message: format!("cannot keep a copy of what [backup] names in {}", file.display()),
         cause: vec![reason],

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::atomic::AtomicBool;
 
-use bascule_core::{ErrorReport, Phase, RollbackReason, State};
+use bascule_core::{ErrorReport, Phase, RollbackReason, State, Step};
 use bascule_hooks::runner::{Containment, Limits};
 use bascule_hooks::{HookContext, HookPoint, HookSettings, HooksError, run_point};
 
@@ -45,11 +45,36 @@ impl Engine {
         }
     }
 
+    /// Runs the hooks that are due after an update has ended, and records that they ran. A power cut in between makes
+    /// them run again at the next start, with the same deployment.
+    pub(super) fn run_hooks_due(&mut self) -> Result<(), ErrorReport> {
+        let Some(due) = self.device.record().hooks_due.clone() else { return Ok(()) };
+        let (point, reason) = match &due.reason {
+            None => (HookPoint::PostCommit, None),
+            Some(reason) => (HookPoint::PostRollback, Some(reason.explain())),
+        };
+        let context = HookContext {
+            deployment: Some(due.deployment.id.clone()),
+            from_version: Some(due.deployment.from_version.clone()),
+            to_version: Some(due.deployment.version.clone()),
+            target_group: due.deployment.target,
+            booted_group: self.device.booted().group(),
+            reason,
+        };
+        self.run_and_log(point, &context);
+        self.record_durably(&Step::HooksDone)
+    }
+
     /// Runs a point whose hooks are told what happens but are not asked.
     pub(super) fn run_hooks_and_log(&self, point: HookPoint) {
-        let (context, settings) = (self.hook_context(None), self.hook_settings());
-        let outcome = run_point(point, &context, &settings, &AtomicBool::new(false));
+        self.run_and_log(point, &self.hook_context(None));
+    }
+
+    fn run_and_log(&self, point: HookPoint, context: &HookContext) {
+        let settings = self.hook_settings();
+        let outcome = run_point(point, context, &settings, &AtomicBool::new(false));
         if let Err(error) = outcome.and_then(bascule_hooks::PointOutcome::into_result) {
+            self.device.tell("hook", error.to_string(), Vec::new());
             tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "a hook failed; going on");
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bascule_core::{Disposition, PreparationFailure, State, Step, Transfer};
+use bascule_core::{Action, Disposition, ErrorReport, Phase, PreparationFailure, State, Step, Transfer};
 
 use super::{Engine, Event, Job, LOOK_EVERY, Next, offer, units};
 use crate::device::{self, Device};
@@ -29,11 +29,16 @@ pub(super) fn ways(device: &Device) -> Ways {
 }
 
 impl Engine {
-    pub(super) fn start_preparation(&mut self) -> Next {
+    pub(super) fn start_preparation(&mut self) -> Result<Next, ErrorReport> {
         if self.preparing.is_some() {
-            return Next::Wait(LOOK_EVERY);
+            return Ok(Next::Wait(LOOK_EVERY));
         }
-        let State::Preparing { deployment, attempt } = self.device.record().state.clone() else { return Next::Look };
+        let State::Preparing { deployment, attempt } = self.device.record().state.clone() else {
+            return Ok(Next::Look);
+        };
+        // The settings say so already, or this would not have been decided. Their fallback may not: a cut between the two
+        // files leaves it on the target. To say it again writes nothing where both are right.
+        self.device.perform(&Action::MarkUnbootable).map_err(|error| error.report(Phase::Prepare))?;
         let cancel = Arc::new(AtomicBool::new(false));
         self.progress.send_replace(Progress { step: "opening the bundle".into(), ..Progress::default() });
         let job = Preparation {
@@ -65,7 +70,7 @@ impl Engine {
             let _ = sender.send(Event::Prepared(outcome));
         });
         self.preparing = Some(Job { cancel, thread });
-        Next::Look
+        Ok(Next::Look)
     }
 
     pub(super) fn stop_preparation(&mut self) {

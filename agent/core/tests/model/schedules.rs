@@ -332,9 +332,13 @@ fn reasons_are_true(world: &World) -> Result<(), String> {
 fn denied_is_what_was_rolled_back(world: &World) -> Result<(), String> {
     let mut verdicts: BTreeMap<Digest, u32> = BTreeMap::new();
     for entry in &world.record.history {
-        if let Ending::RolledBack { reason } | Ending::Stranded { reason } = &entry.ending
-            && reason.denies()
-        {
+        // A person's wish to leave a system that then goes on running says nothing against it.
+        let against = match &entry.ending {
+            Ending::RolledBack { reason } => reason.denies(),
+            Ending::Stranded { reason } => reason.denies() && *reason != RollbackReason::Operator,
+            _ => false,
+        };
+        if against {
             *verdicts.entry(entry.deployment.manifest).or_default() += 1;
         }
     }
