@@ -1,5 +1,11 @@
 //! Installs by delta on a device made of files: what is fetched, copied, healed and refused.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's own mistakes may end it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's own mistakes may end it"
+)]
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -58,7 +64,7 @@ impl House {
         reader.read_tables(&|_, _| true).unwrap();
         let table = reader.delta_table(0, 0).unwrap();
         let chunks = table.chunks(reader.chunk_table(0).unwrap()).collect();
-        (reader.payloads()[0].clone(), chunks, reader.head_len())
+        (reader.payloads().first().unwrap().clone(), chunks, reader.head_len())
     }
 
     /// Changes one byte of each of the booted slot's blocks at `offsets`.

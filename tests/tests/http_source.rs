@@ -66,7 +66,7 @@ fn code_of(error: &std::io::Error) -> String {
 fn a_read_that_stalls_or_is_cut_resumes_where_it_was() -> Result<()> {
     for fault in [Fault::StallAfter(1_000_000), Fault::CutAfter(1_000_001), Fault::CutAfter(0), Fault::HangUp] {
         let rig = Rig::new()?;
-        assert!(rig.read_all(&[fault.clone()]) == Ok(rig.bytes.clone()), "{fault:?}");
+        assert!(rig.read_all(std::slice::from_ref(&fault)) == Ok(rig.bytes.clone()), "{fault:?}");
         let ranges: Vec<_> = rig.server.requests().into_iter().filter_map(|request| request.range).collect();
         assert_eq!(ranges[..2], ["bytes=0-65535".to_owned(), format!("bytes=65536-{}", LENGTH - 1)]);
         let resumed = ranges[2].starts_with("bytes=65536-");

@@ -123,10 +123,13 @@ mod tests {
         patch
     }
 
+    /// A way, its stored bytes, its source, and what comes of them.
+    type Case<'a> = (Way, &'a [u8], &'a [u8], &'a [u8]);
+
     #[test]
     fn every_way_makes_its_output_and_a_wrong_digest_is_seen() {
         let packed = zstd::bulk::compress(&[7; 1000], 3).unwrap();
-        let cases: [(Way, &[u8], &[u8], &[u8]); 5] = [
+        let cases: [Case<'_>; 5] = [
             (Way::Zeroes, b"", b"", &[0; 500]),
             (Way::Raw, b"as it is", b"", b"as it is"),
             (Way::Zstd, &packed, b"", &[7; 1000]),

@@ -51,7 +51,7 @@ fn read_record(bytes: &mut Bytes<'_>, len: u32, base: u64) -> Result<Record, Ref
         if !(1..=MAX_RANGES).contains(&count) {
             return Err("number of ranges");
         }
-        let blocks_of_base = i128::from(base).div_euclid(4096) + i128::from(base % BASE_BLOCK_BYTES > 0);
+        let blocks_of_base = i128::from(base).div_euclid(4096) + i128::from(!base.is_multiple_of(BASE_BLOCK_BYTES));
         let (mut before, mut total) = (0i128, 0u64);
         for number in 0..count {
             let first = before + bytes.signed()?;
