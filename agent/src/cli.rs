@@ -5,6 +5,7 @@ mod commands;
 mod explain;
 mod failure;
 mod follow;
+mod hooks;
 mod progress;
 mod show;
 mod show_lists;
@@ -119,9 +120,27 @@ enum Verb {
     },
     /// List both slot groups and what is in them.
     Slots,
+    /// Look at the integrators' programs.
+    #[command(subcommand)]
+    Hooks(HooksVerb),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum HooksVerb {
+    /// List every hook in the order an update comes by them; needs no daemon.
+    List,
+    /// Say what would run at a point, and what it would be told.
+    Run {
+        /// The point.
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(hooks::names()))]
+        point: String,
+        /// Run nothing. Only an update runs hooks, so this has to be said.
+        #[arg(long, required = true)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]

@@ -29,7 +29,7 @@ const SPACE_NEEDED: u64 = 4 << 20;
 #[must_use]
 pub fn locks(paths: &Paths) -> Vec<Blocker> {
     let mut found = Vec::new();
-    for entry in entries(&paths.locks()) {
+    for entry in entries(&paths.locks()).into_iter().filter(|entry| is_plain(entry)) {
         let Ok(file) = File::open(&entry) else { continue };
         // A lock that can be had is nobody's: it is let go again at once.
         if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
@@ -43,7 +43,10 @@ pub fn locks(paths: &Paths) -> Vec<Blocker> {
             "it goes on when the lock is released, or after activate.lock_wait as activate.lock_policy says",
         ));
     }
-    found.extend(entries(&paths.inhibitors()).iter().filter_map(|entry| inhibitor(entry)));
+    // Beside each of them lies a pipe, which somebody holds open for as long as the inhibitor lasts.
+    found.extend(
+        entries(&paths.inhibitors()).iter().filter(|entry| is_plain(entry)).filter_map(|entry| inhibitor(entry)),
+    );
     found
 }
 
@@ -105,6 +108,11 @@ fn entries(folder: &Path) -> Vec<std::path::PathBuf> {
     found
 }
 
+/// Whether it is a file: a pipe would be waited for, and a link may lead to a file that somebody else locks.
+fn is_plain(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|about| about.is_file())
+}
+
 fn text(path: &Path) -> String {
     String::from_utf8_lossy(&durable::read_bounded(path, FILE_LIMIT).unwrap_or_default()).into_owned()
 }
@@ -147,6 +155,11 @@ mod tests {
             drop(held);
             assert!(locks(&paths).is_empty());
         }
+        let held = Flock::lock(File::create(paths.root().join("other")).unwrap(), FlockArg::LockExclusive).unwrap();
+        std::os::unix::fs::symlink(paths.root().join("other"), paths.locks().join("link")).unwrap();
+        nix::unistd::mkfifo(&paths.locks().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(locks(&paths).is_empty());
+        drop(held);
     }
 
     #[test]
@@ -155,6 +168,11 @@ mod tests {
         let put = |name: &str, text: &str| write(&paths.inhibitors().join(name), text);
         put("1", "WHAT=sleep\nMODE=block\nWHO=a\nWHY=b\n");
         put("2", "WHAT=shutdown\nMODE=delay\nWHO=a\nWHY=b\n");
+        assert!(locks(&paths).is_empty());
+        // As logind does: held open, it never ends.
+        let pipe = paths.inhibitors().join("2.ref");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _held = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
         assert!(locks(&paths).is_empty());
         put("3", "WHAT=shutdown:sleep\nWHO=dump\nWHY=the disk is copied\nMODE=block\nUID=0\nPID=1\n");
         let found = locks(&paths);

@@ -123,7 +123,7 @@ pub struct PrepareConfig {
     /// After so many fetched bytes the slot is synced, so that a power cut costs no more than these.
     #[serde(serialize_with = "quantity::size_as_text")]
     pub checkpoint: u64,
-    /// Most bytes per second that are fetched and written; `None`: as fast as it goes.
+    /// Most bytes per second that are fetched over a network; `None`: as fast as it goes.
     #[serde(serialize_with = "quantity::limit_as_text")]
     pub bandwidth: Option<u64>,
     /// After so many days a bundle that was rolled back may be tried again by itself; `None`: never.
@@ -361,4 +361,10 @@ impl ConfigError {
         report.cause = self.faults.iter().map(Fault::to_string).collect();
         report
     }
+}
+
+/// A duration as the configuration writes it.
+#[must_use]
+pub fn duration_text(duration: Duration) -> String {
+    quantity::text(duration)
 }

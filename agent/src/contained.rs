@@ -12,7 +12,7 @@
 //!
 //! The daemon calls it once, before it starts anything, and hands the result to every child's limits:
 //!
-//! ```ignore
+//! ```text
 //! let groups = match contained::prepare_own_cgroup(&paths) {
 //!     Ok(groups) => Some(groups),
 //!     Err(error) => { tracing::warn!(code = error.code(), …, "hooks run without control groups"); None }
@@ -30,14 +30,13 @@ use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use bascule_core::Disposition;
-pub use bascule_hooks::runner;
 use bascule_hooks::runner::{CANNOT_ENTER, CANNOT_START, CANNOT_START_PREFIX, Containment};
 
 use crate::paths::Paths;
 
-/// The most tasks of one hook or check, unless the configuration says otherwise.
+/// The most tasks of one hook or check.
 pub const TASKS: u64 = 256;
-/// The most memory of one hook or check in bytes, unless the configuration says otherwise.
+/// The most memory of one hook or check in bytes.
 pub const MEMORY_BYTES: u64 = 128 * 1024 * 1024;
 
 /// Where the daemon goes in its own group.

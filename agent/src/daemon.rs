@@ -127,11 +127,13 @@ pub fn run_to_rest(paths: &Paths, config: Config, bundle: Option<&str>) -> anyho
     })
 }
 
-/// The longest one turn may take before the loop counts as stuck: hooks run inside it, each with its own deadline.
+/// The longest one stage of a turn may take before the loop counts as stuck: hooks and checks run inside it, each with its
+/// own deadline.
 fn longest_turn(config: &Config) -> Duration {
     const HOOKS: u32 = 8;
     const BESIDES: Duration = Duration::from_secs(300);
-    config.hooks.timeout.saturating_mul(HOOKS).saturating_add(BESIDES)
+    let programs = config.hooks.timeout.max(config.health.check_timeout);
+    programs.saturating_mul(HOOKS).saturating_add(BESIDES)
 }
 
 /// Control groups for integrators' programs; where there can be none, why is said once.
@@ -161,6 +163,7 @@ fn opener(config: &Config) -> Opener {
         stall_timeout: config.prepare.stall_timeout,
         mirrors: config.prepare.mirrors.clone(),
         bandwidth: config.prepare.bandwidth,
+        most_fetched: None,
         cancel: Arc::new(AtomicBool::new(false)),
     }
 }

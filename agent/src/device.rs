@@ -210,7 +210,7 @@ impl Device {
         let (record, name) = (self.record(), names::step_name(step));
         let state = names::state_name(&record.state);
         tracing::info!(step = name, state, generation = record.generation, "recorded");
-        if let Some(deployment) = before.as_ref().or(record.state.deployment()) {
+        if let Some(deployment) = record.state.deployment().or(before.as_ref()) {
             let came_up = *step == Step::Activated && deployment.target == self.booted().group();
             let words = if came_up { "it came up: probation begins".to_owned() } else { step_in_words(step) };
             self.tell_of(deployment, if came_up { "came-up" } else { name }, words, Vec::new());

@@ -29,11 +29,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::contained::Groups;
 use crate::device::{Device, DeviceError};
 use crate::heartbeat::Heartbeat;
+use crate::mounted::MountedRoot;
 use crate::names;
 use crate::prepare::PrepareError;
 use crate::reboot;
 use crate::shared::{Answer, CheckView, Command, Progress, Refused, Snapshot, Source, Submission};
 use crate::source::{Fetched, Opener};
+use health::Rounds;
 
 /// The wait after an act that failed; doubles with each failure in a row.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -47,9 +49,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 pub(crate) enum Event {
     /// The preparation ended.
     Prepared(Result<Transfer, PrepareError>),
-    /// A round of health checks ended.
-    Checked(Vec<CheckView>),
-    /// The health checks have a verdict.
+    /// A round of health checks ended; and with it the verdict, where there is one. They come together, so that the
+    /// deadline cannot be seen to have passed between them.
+    Checked(Vec<CheckView>, Option<Health>),
+    /// The verdict fell without a round.
     Verdict(Health),
 }
 
@@ -114,7 +117,7 @@ pub struct Engine {
     sender: mpsc::UnboundedSender<Event>,
     progress: watch::Sender<Progress>,
     pending: Option<Pending>,
-    opened: Option<BundleReader>,
+    opened: Option<(BundleReader, Arc<AtomicBool>)>,
     fetched: Fetched,
     preparing: Option<Job>,
     failure: Option<PreparationFailure>,
@@ -127,6 +130,10 @@ pub struct Engine {
     backoff: Duration,
     blocked: Vec<bascule_core::Blocker>,
     locked_since: Option<Instant>,
+    /// This run has prepared and read back what is prepared, and went on without a pause.
+    fresh: bool,
+    /// The rounds of checks on the old system so far, before it is left.
+    baseline: Option<Rounds>,
     said: Option<Decision>,
 }
 
@@ -179,12 +186,17 @@ impl Engine {
             backoff: FIRST_BACKOFF,
             blocked: Vec::new(),
             locked_since: None,
+            fresh: false,
+            baseline: None,
             said: None,
         }
     }
 
     /// Goes round until it is to end.
     pub fn run(mut self) -> End {
+        if self.device.paths.is_real() {
+            MountedRoot::forget(&self.device.paths);
+        }
         if let Err(error) = self.run_hooks_due() {
             self.failed(error);
         }
@@ -215,7 +227,8 @@ impl Engine {
         let policy = self.device.policy();
         let decision = decide(self.device.record(), &seen, &policy);
         self.say(&decision);
-        if decision.action != Action::Reboot {
+        // A refused request changes nothing, so it does not put the reboot off either.
+        if !matches!(decision.action, Action::Reboot | Action::Refuse(_)) {
             self.reboot_at = None;
         }
         // What would have been decided without the request tells whether the request caused this.
@@ -327,6 +340,13 @@ impl Engine {
     fn record_durably(&mut self, step: &Step) -> Result<(), ErrorReport> {
         self.device.perform(&Action::Record(step.clone())).map_err(|error| error.report(Phase::Daemon))?;
         self.blocked.clear();
+        self.locked_since = None;
+        if matches!(step, Step::Preparing(_)) {
+            self.checks.clear();
+        }
+        if !matches!(step, Step::HooksDone | Step::Allowed(_)) {
+            self.baseline = None;
+        }
         Ok(())
     }
 
@@ -341,13 +361,15 @@ impl Engine {
         if at > now {
             return Ok(Next::Wait(at - now));
         }
+        if let Some(wait) = self.reboot_is_locked() {
+            return Ok(Next::Wait(wait));
+        }
         reboot::reboot(&self.device.paths, names::state_name(&self.device.record().state));
         Ok(Next::End(End::Reboot))
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        let error = ErrorReport::new(refusal.code(), Phase::Daemon, &refusal, refusal.hint(), refusal.disposition());
-        self.answer(Err(Refused { error, blockers: Vec::new() }));
+        self.answer(Err(Refused { error: refusal_report(refusal), blockers: Vec::new() }));
     }
 
     fn answer(&mut self, answer: Result<Answer, Refused>) {
@@ -424,6 +446,12 @@ impl Engine {
     fn take(&mut self, submission: Submission) {
         let requested_by = format!("uid {}", submission.caller.uid);
         let (request, source) = match submission.command {
+            // Either may wait for a server or a hook, and the verdict must not wait for them.
+            Command::Plan { .. } | Command::Check if self.checking.is_some() => {
+                let error = refusal_report(Refusal::InProbation);
+                let _ = submission.answer.send(Err(Refused { error, blockers: Vec::new() }));
+                return;
+            }
             Command::Plan { source } => {
                 let _ = submission.answer.send(self.plan(source));
                 return;
@@ -454,7 +482,10 @@ impl Engine {
                 self.preparing = None;
                 self.prepared(outcome);
             }
-            Event::Checked(checks) => self.checked(checks),
+            Event::Checked(checks, verdict) => {
+                self.checked(checks);
+                self.health = verdict.unwrap_or_else(|| self.health.clone());
+            }
             Event::Verdict(health) => self.health = health,
         }
     }
@@ -471,4 +502,8 @@ impl Engine {
         self.stop_health();
         end
     }
+}
+
+fn refusal_report(refusal: Refusal) -> ErrorReport {
+    ErrorReport::new(refusal.code(), Phase::Daemon, &refusal, refusal.hint(), refusal.disposition())
 }

@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::paths::Paths;
+
+/// How often unmounting is tried, 50 ms apart, before the mount is only hidden.
+const PATIENCE: u32 = 20;
 
 /// A mounted root; dropping it unmounts.
 #[derive(Debug)]
@@ -24,17 +29,26 @@ impl MountedRoot {
         let at = paths.target_root();
         fs::create_dir_all(&at).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
         // What an earlier run left mounted is not what is prepared now.
-        while umount2(&at, MntFlags::MNT_DETACH).is_ok() {}
+        Self::forget(paths);
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         let mut last = Errno::ENODEV;
         for kind in file_systems(paths) {
-            let data = kind.starts_with("ext").then_some("noload");
+            let data = match kind.as_str() {
+                "ext2" | "ext3" | "ext4" => Some("noload"),
+                "xfs" => Some("norecovery"),
+                _ => None,
+            };
             match mount(Some(device), &at, Some(kind.as_str()), flags, data) {
                 Ok(()) => return Ok(MountedRoot { at }),
                 Err(error) => last = error,
             }
         }
         Err(last)
+    }
+
+    /// Unmounts what a run left behind that ended in the middle: it would keep the slot from being opened alone.
+    pub fn forget(paths: &Paths) {
+        while umount2(&paths.target_root(), MntFlags::MNT_DETACH).is_ok() {}
     }
 
     /// Where it is mounted.
@@ -46,13 +60,70 @@ impl MountedRoot {
 
 impl Drop for MountedRoot {
     fn drop(&mut self) {
-        // Whoever still looks may do so to its end; nobody new finds it.
+        // While somebody still looks, the slot cannot be opened alone: what was looking is being ended.
+        for _ in 0..PATIENCE {
+            match umount2(&self.at, MntFlags::empty()) {
+                Err(Errno::EBUSY) => thread::sleep(Duration::from_millis(50)),
+                _ => return,
+            }
+        }
         let _ = umount2(&self.at, MntFlags::MNT_DETACH);
     }
+}
+
+/// What a prepared root lacks to be taken back when it is bad, where the device runs systemd: after the switch nobody
+/// else could.
+#[must_use]
+pub fn lacks_watchdog(root: &Path) -> Option<String> {
+    const UNIT: &str = "bascule-rollback-health.service";
+    // A system whose programs lie in another slot cannot be judged from here.
+    if !root.join("usr/lib/systemd").exists() {
+        return None;
+    }
+    // A link in the other system leads nowhere here: that it is there says enough.
+    let is_there = |path: &str| root.join(path).symlink_metadata().is_ok();
+    let folders = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+    let masked =
+        fs::read_link(root.join("etc/systemd/system").join(UNIT)).is_ok_and(|to| to == Path::new(Paths::NOWHERE));
+    let enabled = folders.iter().any(|folder| is_there(&format!("{folder}/sysinit.target.wants/{UNIT}")));
+    if masked {
+        return Some(format!("{UNIT} is masked in it"));
+    }
+    if !enabled {
+        return Some(format!("{UNIT} is not enabled in it"));
+    }
+    (!is_there("usr/sbin/basculed")).then(|| "it has no usr/sbin/basculed".to_owned())
 }
 
 /// The file systems that the kernel knows and that live on a device.
 fn file_systems(paths: &Paths) -> Vec<String> {
     let text = fs::read_to_string(paths.file_systems()).unwrap_or_default();
     text.lines().filter(|line| !line.starts_with("nodev")).map(|line| line.trim().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_system_without_its_watchdog_is_known_before_it_is_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let lacks = || lacks_watchdog(root).unwrap_or_default();
+        assert_eq!(lacks_watchdog(root), None, "its programs are elsewhere");
+        fs::create_dir_all(root.join("usr/lib/systemd")).unwrap();
+        assert!(lacks().contains("not enabled"));
+        let wants = root.join("usr/lib/systemd/system/sysinit.target.wants");
+        fs::create_dir_all(&wants).unwrap();
+        symlink("../bascule-rollback-health.service", wants.join("bascule-rollback-health.service")).unwrap();
+        assert!(lacks().contains("no usr/sbin/basculed"));
+        fs::create_dir_all(root.join("usr/sbin")).unwrap();
+        fs::write(root.join("usr/sbin/basculed"), "").unwrap();
+        assert_eq!(lacks_watchdog(root), None);
+        fs::create_dir_all(root.join("etc/systemd/system")).unwrap();
+        symlink(Paths::NOWHERE, root.join("etc/systemd/system/bascule-rollback-health.service")).unwrap();
+        assert!(lacks().contains("masked"));
+    }
 }

@@ -14,6 +14,8 @@ pub struct Paths {
 impl Paths {
     /// A real device.
     pub const ROOT: &'static str = "/";
+    /// A link to this switches a unit off.
+    pub const NOWHERE: &'static str = "/dev/null";
     /// Default of `boot.directory`: the loader's settings on the boot partition.
     pub const BOOT_DIRECTORY: &'static str = "/boot/efi/bascule";
     /// Default of `state.directory`, on the data partition that both groups share.
@@ -91,6 +93,12 @@ impl Paths {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.runtime().join("api.sock")
+    }
+
+    /// There once the deadline of a system on trial is armed.
+    #[must_use]
+    pub fn deadline_armed(&self) -> PathBuf {
+        self.runtime().join("deadline-armed")
     }
 
     /// Where the prepared root is mounted while hooks look at it.

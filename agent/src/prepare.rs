@@ -48,7 +48,10 @@ pub enum PrepareError {
     Source(#[from] SourceError),
     /// The source now holds another bundle than the one that was accepted.
     #[error("the source holds another bundle than the one that was accepted")]
-    OtherBundle,
+    OtherBundle {
+        /// There are other addresses that may hold the right one.
+        mirrored: bool,
+    },
     /// A target slot could not be opened.
     #[error("cannot open the {role} slot of the target group")]
     Open {
@@ -133,7 +136,7 @@ impl PrepareError {
         match self {
             PrepareError::Bundle(error) => error.code(),
             PrepareError::Source(error) => error.code(),
-            PrepareError::OtherBundle => "prepare.other-bundle",
+            PrepareError::OtherBundle { .. } => "prepare.other-bundle",
             PrepareError::Open { source, .. } => source.code(),
             PrepareError::Slot { .. } => "prepare.slot-io",
             PrepareError::ReadBack { .. } => "prepare.read-back",
@@ -150,7 +153,9 @@ impl PrepareError {
         match self {
             PrepareError::Bundle(error) => error.hint(),
             PrepareError::Source(error) => error.hint(),
-            PrepareError::OtherBundle => "publish each bundle under a name of its own and never replace it".into(),
+            PrepareError::OtherBundle { .. } => {
+                "publish each bundle under a name of its own and never replace it".into()
+            }
             PrepareError::Open { source, .. } => source.hint(),
             PrepareError::Slot { .. } | PrepareError::ReadBack { .. } => {
                 "the storage may be worn out or loose: look at `dmesg`; the running system is not touched".into()
@@ -173,8 +178,10 @@ impl PrepareError {
             PrepareError::Bundle(error) => error.disposition(),
             PrepareError::Source(error) => error.disposition(),
             PrepareError::Open { source, .. } => source.disposition(),
-            PrepareError::Slot { .. } | PrepareError::ReadBack { .. } => Disposition::Retry,
-            PrepareError::OtherBundle
+            PrepareError::Slot { .. }
+            | PrepareError::ReadBack { .. }
+            | PrepareError::OtherBundle { mirrored: true } => Disposition::Retry,
+            PrepareError::OtherBundle { mirrored: false }
             | PrepareError::Unaligned { .. }
             | PrepareError::NoWay { .. }
             | PrepareError::FetchLimit { .. } => Disposition::GiveUp,
@@ -182,6 +189,10 @@ impl PrepareError {
             PrepareError::Hook(error) => error.disposition(),
             PrepareError::Cancelled => Disposition::GiveUp,
         }
+    }
+
+    pub(crate) fn no_slot(role: &str) -> Self {
+        PrepareError::NoWay { role: role.to_owned(), reasons: "the configuration names no slot of that role".into() }
     }
 
     /// What the state machine is told.
@@ -205,6 +216,10 @@ pub struct Preparation {
     pub slots: Vec<Slot>,
     /// How the images may be made.
     pub ways: Ways,
+    /// There are mirrors of the source.
+    pub mirrored: bool,
+    /// What had been fetched before this attempt.
+    pub fetched_before: u64,
     /// Threads that make chunks.
     pub cores: usize,
     /// After so many fetched bytes a slot is synced.
@@ -229,22 +244,35 @@ impl Preparation {
     /// [`PrepareError`]; the target must be taken for rubbish, the loader will not start it.
     pub fn run(&self, bundle: BundleReader) -> Result<Transfer, PrepareError> {
         run_point(HookPoint::PrePrepare, &self.context, &self.hooks, &self.cancel)?.into_result()?;
-        let transfer = self.write_all(bundle)?;
+        let transfer = self.write_all(bundle).map_err(|error| self.what_ended_it(error))?;
         run_point(HookPoint::PostPrepare, &self.context, &self.hooks, &self.cancel)?.into_result()?;
         Ok(transfer)
     }
 
+    /// A read that was cut short because it was cancelled, or because the policy allows no more, says that.
+    fn what_ended_it(&self, error: PrepareError) -> PrepareError {
+        let limit = ways::check_fetched(self);
+        match error {
+            PrepareError::Bundle(_) | PrepareError::Heal { .. } if self.cancel.load(Ordering::Relaxed) => {
+                PrepareError::Cancelled
+            }
+            PrepareError::Bundle(_) | PrepareError::Heal { .. } => limit.err().unwrap_or(error),
+            error => error,
+        }
+    }
+
     fn write_all(&self, mut bundle: BundleReader) -> Result<Transfer, PrepareError> {
         if bundle.manifest_digest() != self.deployment.manifest {
-            return Err(PrepareError::OtherBundle);
+            return Err(PrepareError::OtherBundle { mirrored: self.mirrored });
         }
         bundle.read_tables(&|_, delta| self.ways.wanted(delta))?;
         let payloads = bundle.payloads().to_vec();
         let total = payloads.iter().fold(0u64, |sum, payload| sum.saturating_add(payload.size));
         let mut tally = Tally::new(self, total);
         for (index, payload) in payloads.iter().enumerate() {
-            // The offer was held against the slots before it was accepted, so the role is there and large enough.
-            let Some(slot) = self.slots.iter().find(|slot| slot.role == payload.role) else { continue };
+            // The offer was held against the slots before it was accepted; the configuration may be another one since.
+            let slot = self.slots.iter().find(|slot| slot.role == payload.role);
+            let slot = slot.ok_or_else(|| PrepareError::no_slot(&payload.role))?;
             write::payload(self, &mut bundle, index, slot, &mut tally)?;
         }
         bundle.finish()?;

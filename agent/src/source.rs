@@ -83,6 +83,8 @@ pub struct Opener {
     pub mirrors: Vec<String>,
     /// Most bytes per second; `None`: as many as come.
     pub bandwidth: Option<u64>,
+    /// Where the count of fetched bytes must stop; `None`: nowhere.
+    pub most_fetched: Option<u64>,
     /// Set to make whoever reads give up.
     pub cancel: Arc<AtomicBool>,
 }
@@ -109,15 +111,19 @@ impl Opener {
         }
     }
 
-    /// Opens a recorded source again, by its label.
+    /// Opens a recorded source again, by its label. Each attempt begins with another address, where there are mirrors:
+    /// what the first one serves may be what made the last attempt fail.
     ///
     /// # Errors
     /// [`SourceError::StreamGone`] for standard input.
-    pub fn reopen(&self, label: &str, fetched: Fetched) -> Result<Box<dyn BundleRead>, SourceError> {
+    pub fn reopen(&self, label: &str, attempt: u32, fetched: Fetched) -> Result<Box<dyn BundleRead>, SourceError> {
         if label == "-" {
             return Err(SourceError::StreamGone);
         }
-        self.open(parse(label), fetched)
+        match parse(label) {
+            Source::Url(url) => Ok(Box::new(HttpRead::open_turn(self, &url, attempt, fetched)?)),
+            other => self.open(other, fetched),
+        }
     }
 }
 

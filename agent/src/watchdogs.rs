@@ -67,12 +67,15 @@ pub fn rollback_health(paths: &Paths, config: Result<Config, ConfigError>) -> Re
         deadline_seconds,
         "the booted group is on trial: going back at the deadline without a verdict"
     );
+    say_armed(paths);
     let mut hardware = Hardware::arm(paths);
-    while device::uptime(paths)? < deadline {
+    let end = |paths| if is_going_back(paths, &config) { deadline + config.hooks.timeout } else { deadline };
+    while device::uptime(paths)? < end(paths) {
         std::thread::sleep(LOOK_EVERY);
         hardware.feed();
-        if !on_trial(paths, loader, booted) {
-            tracing::info!(group, "there is a verdict: the deadline is disarmed");
+        // Only a commit disarms it. A system that was given up still has to be left.
+        if is_good(loader, booted) {
+            tracing::info!(group, "it is good: the deadline is disarmed");
             hardware.disarm();
             return Ok(());
         }
@@ -99,11 +102,22 @@ fn blind(paths: &Paths, fault: &ErrorReport) -> Result<(), DeviceError> {
         deadline_seconds,
         "on trial, and this cannot be used"
     );
+    say_armed(paths);
     while device::uptime(paths)? < deadline {
         std::thread::sleep(LOOK_EVERY);
     }
     reboot::reboot(paths, "a system on trial that cannot be judged");
     Ok(())
+}
+
+/// Tells `bascule-deadman.service` that somebody watches.
+fn say_armed(paths: &Paths) {
+    let path = paths.deadline_armed();
+    let said = std::fs::create_dir_all(paths.runtime()).and_then(|()| File::create(&path));
+    if let Err(error) = said {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(path = path.display().to_string(), error, "the deadman is not told: it may restart the system");
+    }
 }
 
 /// The hardware watchdog, fed here where there is no systemd to do it: should this program hang, the hardware resets.
@@ -170,7 +184,7 @@ fn go_back(paths: &Paths, config: &Config, loader: &dyn BootBackend, booted: Boo
     match Device::open(paths, config.clone()) {
         Ok(mut device) => {
             // With the record's lock the daemon is gone, and what it last did counts.
-            if !on_trial(paths, loader, booted) {
+            if is_good(loader, booted) {
                 tracing::info!("the verdict came at the last moment: the daemon is started again");
                 drop(device);
                 systemctl(&["start", "--no-block", "basculed.service"]);
@@ -198,6 +212,12 @@ fn go_back(paths: &Paths, config: &Config, loader: &dyn BootBackend, booted: Boo
     }
     // Rebooting without the loader's consent is safe: each start of a system on trial costs a try, and then it falls back.
     reboot::reboot(paths, "no verdict before the deadline");
+}
+
+/// Whether the daemon has decided to go back: its hooks have their own time for that.
+fn is_going_back(paths: &Paths, config: &Config) -> bool {
+    let record = state::load(&paths.resolve(&config.state.directory));
+    record.is_ok_and(|record| matches!(record.state, State::RollingBack { .. }))
 }
 
 fn is_good(loader: &dyn BootBackend, booted: BootedGroup) -> bool {
@@ -262,5 +282,23 @@ fn concerns(state: &State, booted: Group) -> bool {
         | State::Activated { deployment, .. }
         | State::RollingBack { deployment, .. } => deployment.target != booted,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claim_g17_the_default_trial_ends_within_sixteen_minutes_and_the_pages_say_so() {
+        let policy = HealthPolicy::default();
+        assert!(policy.deadline + GRACE <= Duration::from_secs(16 * 60));
+        let page = include_str!("../../docs/configuration.md");
+        let row = |key: &str, value: Duration| format!("| `{key}` | `\"{}\"` |", crate::config::duration_text(value));
+        for (key, value) in [("settle", policy.settle), ("interval", policy.interval), ("deadline", policy.deadline)] {
+            let minutes = format!("| `{key}` | `\"{}s\"` |", value.as_secs());
+            assert!(page.contains(&row(key, value)) || page.contains(&minutes), "{key} is not documented as {value:?}");
+        }
+        assert!(page.contains(&format!("| `passes` | `{}` |", policy.passes)));
     }
 }

@@ -51,6 +51,10 @@ impl BundleFile {
     /// # Errors
     /// What the system says.
     pub fn open(path: &Path) -> io::Result<Self> {
+        // Opening a pipe would wait for somebody to write into it.
+        if !path.metadata()?.is_file() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+        }
         Ok(BundleFile { file: File::open(path)?, path: path.to_owned() })
     }
 

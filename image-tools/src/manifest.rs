@@ -91,7 +91,7 @@ impl TableRef {
     /// How much memory the table takes once it is read.
     #[must_use]
     pub fn memory(&self) -> u64 {
-        self.unpacked.unwrap_or(self.length)
+        self.unpacked.unwrap_or_default().max(self.length)
     }
 }
 

@@ -7,6 +7,7 @@
 //! run:  the real `basculed --root FOLDER run-to-rest`, until it rests (0) or wants a reboot (4)
 //! ```
 
+mod serving;
 mod vendor;
 
 use std::fs;
@@ -21,6 +22,7 @@ use bascule_boot::grub::simulator::{self, Ending, Saving};
 use bascule_boot::grub::{FACTORY_FALLBACK, FACTORY_GRUBENV, SCRIPT};
 use bascule_core::{Group, Record};
 
+pub use serving::Serving;
 pub(crate) use vendor::read;
 pub use vendor::{System, SystemSpec, Temper, Vendor, system_in};
 

@@ -3,6 +3,7 @@
 //! A scene begins with a system that is up and good, and ends with one. The demo plays most of them one after the other on
 //! one device; the tests play each on a device of its own.
 
+mod agents;
 mod delta;
 mod guest;
 mod wire;

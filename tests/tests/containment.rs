@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bascule_agent::contained;
-use bascule_agent::contained::runner::{Command, Containment, Exit, Limits, MetLimit, Outcome, run};
 use bascule_agent::paths::Paths;
+use bascule_hooks::runner::{Command, Containment, Exit, Limits, MetLimit, Outcome, run};
 
 /// Longer than any child here may take.
 const LONG: Duration = Duration::from_secs(60);

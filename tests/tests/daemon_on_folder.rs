@@ -2,19 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's own mistakes may end it")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Output};
 
 use bascule_tests::HttpServer;
-use bascule_tests::rehearsal::{Rehearsal, System, Temper, Vendor};
+use bascule_tests::rehearsal::{Rehearsal, Serving, System, Temper, Vendor};
 
-/// The daemon of a device, serving; killed when it is dropped.
+/// A device with its daemon, and a bundle for it.
 struct Daemon {
     _vendor: Vendor,
     next: System,
     device: Rehearsal,
-    child: Child,
+    serving: Serving,
 }
 
 impl Daemon {
@@ -23,38 +22,20 @@ impl Daemon {
         let (factory, next) = (vendor.system(1, Temper::Good).unwrap(), vendor.system(2, Temper::Good).unwrap());
         let mut device = Rehearsal::new(&vendor, &factory, &[factory.clone(), next.clone()]).unwrap();
         device.boot().unwrap();
-        let child = device.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let mut daemon = Daemon { _vendor: vendor, next, device, child };
-        let until = Instant::now() + Duration::from_secs(20);
-        while !daemon.ask(&["status"]).status.success() {
-            assert!(Instant::now() < until, "the daemon does not answer");
-            assert!(daemon.child.try_wait().unwrap().is_none(), "the daemon ended");
-            std::thread::yield_now();
-        }
-        daemon
+        let serving = device.serve().unwrap();
+        Daemon { _vendor: vendor, next, device, serving }
     }
 
-    /// The command line beside the daemon's own program.
     fn bascule(&self, arguments: &[&str]) -> Command {
-        let daemon = PathBuf::from(self.device.command(&[]).get_program());
-        let mut command = Command::new(daemon.with_file_name("bascule"));
-        command.arg("--root").arg(self.device.root()).args(arguments);
-        command
+        self.serving.bascule(arguments)
     }
 
     fn ask(&self, arguments: &[&str]) -> Output {
-        self.bascule(arguments).output().unwrap()
+        self.serving.ask(arguments).unwrap()
     }
 
     fn is_alive(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        self.serving.is_alive()
     }
 }
 

@@ -214,14 +214,19 @@ fn the_policy_caps_the_bytes_before_and_in_the_middle_of_an_install() {
     let refused = house.fails(&path, "prepare.no-way");
     assert!(refused.said.contains("prepare.max_fetch allows"), "{refused:?}");
     assert_eq!(fs::read(house.device.slot(Group::B)).unwrap(), before, "a refused bundle changes nothing");
-    // Room for the delta and its tables, and not for what must be healed on top.
-    house.device.configure(&format!("[prepare]\nmax_fetch = \"{}\"\n", delta + 2000)).unwrap();
-    let copied: Vec<u64> =
-        chunks.iter().filter(|chunk| chunk.way == Way::Copied).skip(1).map(|chunk| chunk.source[0].offset).collect();
-    house.spoil(&copied);
+    // Room for the delta, and not for what was fetched before it.
+    house.device.configure(&format!("[prepare]\nmax_fetch = \"{}\"\n", delta + 100)).unwrap();
     house.fails(&path, "prepare.fetch-limit");
     let ending = house.device.record().unwrap().history.last().map(|entry| entry.ending.clone());
     assert!(matches!(&ending, Some(Ending::Failed { error }) if !error.retryable), "{ending:?}");
+    // Room for all of that, and not for what a look at the slot shows that must be healed on top.
+    house.device.configure(&format!("[prepare]\nmax_fetch = \"{}\"\n", delta + 20_000)).unwrap();
+    let copied: Vec<u64> =
+        chunks.iter().filter(|chunk| chunk.way == Way::Copied).skip(1).map(|chunk| chunk.source[0].offset).collect();
+    house.spoil(&copied);
+    let before = fs::read(house.device.slot(Group::B)).unwrap();
+    house.fails(&path, "prepare.no-way");
+    assert_eq!(fs::read(house.device.slot(Group::B)).unwrap(), before, "it is known before the first write");
 }
 
 #[test]

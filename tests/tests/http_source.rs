@@ -35,6 +35,7 @@ impl Rig {
             stall_timeout: Duration::from_millis(300),
             mirrors: Vec::new(),
             bandwidth: None,
+            most_fetched: None,
             cancel: Arc::new(AtomicBool::new(false)),
         };
         let server = HttpServer::serve(Path::new(folder.path()))?;

@@ -59,11 +59,24 @@ fn the_deadline_brings_a_device_back_whose_daemon_was_stopped() -> Result<()> {
 }
 
 #[test]
-fn a_system_that_does_not_boot_is_given_up_by_the_loader_and_the_old_one_says_so() -> Result<()> {
+fn claim_g10_a_system_that_does_not_boot_is_given_up_by_the_loader_and_the_old_one_says_so() -> Result<()> {
     factory_v2("scene-no-boot")?.comes_back_from_a_system_that_does_not_boot()
 }
 
 #[test]
 fn an_install_that_was_cut_off_is_finished_after_the_next_start() -> Result<()> {
     factory_v2("scene-interrupted")?.finishes_an_interrupted_install()
+}
+
+#[test]
+fn claim_g9_a_system_in_which_no_program_of_the_agent_runs_is_restarted_until_the_loader_falls_back() -> Result<()> {
+    factory_v2("scene-no-agent")?.comes_back_from_a_system_without_an_agent()
+}
+
+#[test]
+fn claims_g2_g4_g11_a_hook_is_contained_a_spoilt_slot_is_found_out_and_a_daemon_that_hung_goes_on() -> Result<()> {
+    let mut stage = factory_v2("scene-hooks")?;
+    stage.contains_a_hook_that_forks_without_end()?;
+    stage.finds_out_a_hook_that_writes_into_the_prepared_slot()?;
+    stage.goes_on_after_its_daemon_hung()
 }

@@ -234,8 +234,10 @@ pub fn run_point_with_target(
     cancel: &AtomicBool,
 ) -> Result<PointOutcome, HooksError> {
     let folder = Path::new(paths::VENDOR_HOOKS).join(point.name());
-    // What the owner put into the running system stays the owner's; the prepared one brings its maker's.
-    let theirs = programs::find(target, &folder, &folder, NameRule::Numbered)?;
+    // What the owner put into the running system stays the owner's, masks too; the prepared one brings its maker's.
+    let owned = settings.root.join(paths::LOCAL_HOOKS).join(point.name());
+    let mut theirs = programs::find(target, &folder, &folder, NameRule::Numbered)?;
+    theirs.retain(|hook| owned.join(&hook.name).symlink_metadata().is_err());
     let mut hooks = find(point, &settings.root)?;
     hooks.retain(|hook| theirs.iter().all(|their| their.name != hook.name));
     hooks.extend(theirs);

@@ -54,6 +54,9 @@ pub enum Refusal {
     /// The booted system is in probation.
     #[error("the booted system is still in probation")]
     InProbation,
+    /// The booted system was given up, and runs all the same.
+    #[error("the booted system was given up and is not good")]
+    GivenUp,
     /// `activate` without a prepared deployment.
     #[error("nothing is prepared")]
     NothingPrepared,
@@ -78,6 +81,7 @@ impl Refusal {
         match self {
             Refusal::Busy => "request.busy",
             Refusal::InProbation => "request.in-probation",
+            Refusal::GivenUp => "request.given-up",
             Refusal::NothingPrepared => "request.nothing-prepared",
             Refusal::AlreadyGood => "request.already-good",
             Refusal::NothingToRollBackTo => "request.nothing-to-roll-back-to",
@@ -91,6 +95,7 @@ impl Refusal {
     pub fn hint(self) -> &'static str {
         match self {
             Refusal::Busy => "wait for it (`bascule status --watch`) or stop it with `bascule cancel`",
+            Refusal::GivenUp => "`bascule commit` keeps it, and then takes bundles again; a reboot starts the good one",
             Refusal::InProbation => "wait for the verdict, or decide it with `bascule commit` or `bascule rollback`",
             Refusal::NothingPrepared => "prepare a bundle first: `bascule prepare BUNDLE`",
             Refusal::AlreadyGood => "nothing needs to be done",
@@ -191,7 +196,7 @@ fn idle(facts: &Record, seen: &Observed) -> Decision {
             None => act(Action::Wait, "nothing is on its way"),
             // A system that was given up runs because a person started it: only a person can make it good.
             Some(Request::Prepare) if booted != BootStatus::Good && opposite == BootStatus::Good => {
-                refuse(Refusal::InProbation)
+                refuse(Refusal::GivenUp)
             }
             Some(Request::Prepare) => act(Action::CheckOffer, "a bundle is offered"),
             Some(Request::Activate) => refuse(Refusal::NothingPrepared),
@@ -277,6 +282,12 @@ fn too_many_attempts() -> crate::report::ErrorReport {
 fn prepared(deployment: &Deployment, seen: &Observed) -> Decision {
     if seen.view.settings == Settings::Damaged {
         return act(Action::MarkUnbootable, "the boot settings are damaged: rebuild them before the loader is armed");
+    }
+    if seen.view.status(deployment.target) != BootStatus::Unbootable {
+        return act(
+            Action::MarkUnbootable,
+            "the loader was told about the target behind our back: it is not armed yet",
+        );
     }
     match seen.request {
         Some(Request::Cancel) => record(Step::Abandoned(Ending::Cancelled), "a person cancels the prepared deployment"),

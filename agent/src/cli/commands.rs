@@ -11,7 +11,7 @@ use super::failure::CliError;
 use super::follow::{Follow, Goal};
 use super::progress::Reporter;
 use super::text::{Paint, clean, json_line, json_pretty, out, table};
-use super::{Cli, ConfigVerb, Exit, Options, Verb, explain, show, show_lists, upload};
+use super::{Cli, ConfigVerb, Exit, HooksVerb, Options, Verb, explain, hooks, show, show_lists, upload};
 use crate::api::{AllowRequest, HistoryLine};
 use crate::config::Config;
 use crate::paths::Paths;
@@ -39,6 +39,8 @@ pub(super) async fn run(cli: &Cli) -> Result<Exit, CliError> {
         Verb::History => history(options, &client).await,
         Verb::Explain { id } => explain::explain(options, &client, id.as_deref()).await,
         Verb::Slots => slots(options, &client).await,
+        Verb::Hooks(HooksVerb::List) => Ok(hooks::show(options)),
+        Verb::Hooks(HooksVerb::Run { point, dry_run: _ }) => Ok(hooks::dry_run(options, point)),
         Verb::Config(ConfigVerb::Check) => Ok(config_check(options)),
     }
 }

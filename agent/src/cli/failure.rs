@@ -100,15 +100,8 @@ impl CliError {
 
 /// How a command ends that was refused.
 pub(super) fn exit_of(refused: &Refused) -> Exit {
-    let codes: Vec<&str> = match refused.blockers.as_slice() {
-        [] => vec![&refused.error.code],
-        blockers => blockers.iter().map(|blocker| blocker.code.as_str()).collect(),
-    };
-    if codes.iter().all(|code| NOTHING_TO_DO.contains(code)) {
-        Exit::NothingToDo
-    } else {
-        exit_of_error(&refused.error)
-    }
+    // That a bundle is installed already outweighs whatever else is in its way: the daemon puts it first.
+    if NOTHING_TO_DO.contains(&refused.error.code.as_str()) { Exit::NothingToDo } else { exit_of_error(&refused.error) }
 }
 
 /// How a command ends that failed with `error`.

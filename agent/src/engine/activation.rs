@@ -5,7 +5,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use bascule_core::{Blocker, BootView, Disposition, Ending, ErrorReport, Phase, Request, Step, Then};
+use bascule_core::{Action, Blocker, BootView, Ending, ErrorReport, Phase, Request, State, Step};
 use bascule_hooks::hooks::run_point_with_target;
 use bascule_hooks::{HookPoint, HookRun, HooksError, PointOutcome, run_point};
 
@@ -14,9 +14,9 @@ use super::{Engine, Next};
 use crate::conditions;
 use crate::config::LockPolicy;
 use crate::device::DeviceError;
-use crate::mounted::MountedRoot;
-use crate::prepare::still_holds;
-use crate::shared::Refused;
+use crate::mounted::{MountedRoot, lacks_watchdog};
+use crate::prepare::{PrepareError, still_holds};
+use crate::shared::{Answer, Refused};
 
 /// How long a hook that asked to try later is left alone.
 const DEFERRED: Duration = Duration::from_secs(60);
@@ -29,14 +29,24 @@ impl Engine {
         if let Some(next) = self.wait_for_conditions()? {
             return Ok(next);
         }
+        self.heartbeat.working();
+        let baseline = match self.take_baseline() {
+            Ok(Ok(baseline)) => baseline,
+            Ok(Err(next)) => return Ok(next),
+            Err(error) => return self.give_up(error),
+        };
+        self.heartbeat.working();
         if let Some(next) = self.ask_hooks()? {
             return Ok(next);
         }
+        self.heartbeat.working();
         if let Err(error) = self.back_up() {
             return self.give_up(error);
         }
-        let baseline = self.take_baseline()?;
         self.record_durably(&Step::Activating(baseline))?;
+        if self.is_asked() {
+            self.answer(Ok(Answer::Done));
+        }
         Ok(Next::Look)
     }
 
@@ -62,7 +72,6 @@ impl Engine {
             (false, _) => found.extend(locks),
         }
         if found.is_empty() {
-            self.blocked.clear();
             return Ok(None);
         }
         Ok(Some(self.held_up(found, LOCKED)))
@@ -70,7 +79,9 @@ impl Engine {
 
     /// Whoever asked hears it and may ask again, so that nothing is left waiting behind their back; else it waits.
     fn held_up(&mut self, found: Vec<Blocker>, wait: Duration) -> Next {
+        self.fresh = false;
         if self.is_asked() {
+            self.locked_since = None;
             let first = found.first().cloned().unwrap_or_else(|| Blocker::new("request.busy", "", ""));
             let error = ErrorReport { retryable: true, ..error(&first.code, first.reason, first.hint) };
             self.answer(Err(Refused { error, blockers: found }));
@@ -104,12 +115,20 @@ impl Engine {
     /// on now. What they could have spoilt is looked at again: the loader's settings and the target's every byte.
     fn ask_hooks(&mut self) -> Result<Option<Next>, ErrorReport> {
         let before = self.device.view().map_err(|error| DeviceError::Boot(error).report(Phase::Activate))?;
-        let error = match self.run_pre_activate() {
+        let mounted = self.mount_target();
+        if let Some(lack) = mounted.as_ref().and_then(|target| self.lacks_watchdog(target)) {
+            return self.give_up(lack).map(Some);
+        }
+        let outcome = self.run_pre_activate(mounted.as_ref());
+        // Whoever opens the slot to read it again does so alone.
+        drop(mounted);
+        let error = match outcome {
             Ok(ran) => return self.unspoilt(before, &ran),
             Err(error) => error,
         };
         let report = report(&error, Phase::Activate);
-        if error.disposition() == Disposition::Retry {
+        // One that asks for later is asked again. One that hung has failed.
+        if matches!(error, HooksError::Deferred { .. } | HooksError::Context { .. }) {
             let blocker = Blocker::new(&report.code, report.message, report.hint);
             return Ok(Some(self.held_up(vec![blocker], DEFERRED)));
         }
@@ -117,10 +136,10 @@ impl Engine {
     }
 
     /// The hooks that ran.
-    fn run_pre_activate(&self) -> Result<Vec<HookRun>, HooksError> {
+    fn run_pre_activate(&self, mounted: Option<&MountedRoot>) -> Result<Vec<HookRun>, HooksError> {
         let (point, context, settings) = (HookPoint::PreActivate, self.hook_context(None), self.hook_settings());
         let cancel = AtomicBool::new(false);
-        let outcome = match self.mount_target() {
+        let outcome = match mounted {
             Some(target) => run_point_with_target(point, &context, &settings, target.path(), &cancel),
             None => run_point(point, &context, &settings, &cancel),
         };
@@ -143,6 +162,34 @@ impl Engine {
         }
     }
 
+    /// A new system that nobody would take back is not started.
+    fn lacks_watchdog(&self, target: &MountedRoot) -> Option<ErrorReport> {
+        if !self.device.paths.systemd().exists() {
+            return None;
+        }
+        let what = lacks_watchdog(target.path())?;
+        let hint = "put the agent with its three units into the image: docs/integrators.md".into();
+        Some(error("bundle.no-watchdog", format!("the prepared system could not be taken back: {what}"), hint))
+    }
+
+    /// Somebody took a lock after the loader was armed: the reboot into the new system waits for it, as long as the activation
+    /// would have. `None`: it may go on.
+    pub(super) fn reboot_is_locked(&mut self) -> Option<Duration> {
+        let State::Activated { deployment, .. } = &self.device.record().state else { return None };
+        if deployment.target == self.device.booted().group() {
+            return None;
+        }
+        let locks = conditions::locks(&self.device.paths);
+        let since = *self.locked_since.get_or_insert_with(Instant::now);
+        if locks.is_empty() || since.elapsed() >= self.device.config.activate.lock_wait {
+            self.locked_since = None;
+            self.blocked.clear();
+            return None;
+        }
+        self.blocked = locks;
+        Some(LOCKED)
+    }
+
     fn has_hooks(&self, point: HookPoint) -> bool {
         bascule_hooks::hooks::find(point, self.device.paths.root()).is_ok_and(|found| !found.is_empty())
     }
@@ -151,19 +198,26 @@ impl Engine {
         let now = self.device.view().map_err(|error| DeviceError::Boot(error).report(Phase::Activate))?;
         if now != before {
             let hint = "look at what the pre-activate hooks do: the loader's settings are not theirs".into();
+            // Whatever they say now, the target is not started.
+            let undo = self.device.perform(&Action::MarkUnbootable);
+            undo.map_err(|error| error.report(Phase::Activate))?;
             let message = "the loader's settings changed while the pre-activate hooks ran".to_owned();
             return self.give_up(error("boot.settings-changed", message, hint)).map(Some);
         }
         let Some(deployment) = self.device.record().state.deployment().cloned() else { return Ok(None) };
         // Prepared a moment ago by this very run, and nobody was let near it since: it was read back then.
         let touched = !ran.is_empty() || self.has_hooks(HookPoint::PostPrepare);
-        if !touched && deployment.then == Then::Activate {
+        if self.fresh && !touched {
             return Ok(None);
         }
         let (target, sysfs) = (self.device.booted().target(), crate::device::sysfs(&self.device.paths));
         for image in &deployment.images {
-            let Some(slot) = self.device.target_slots().find(|slot| slot.role == image.role) else { continue };
-            if let Err(error) = still_holds(slot, target, &sysfs, image) {
+            let slot = self.device.target_slots().find(|slot| slot.role == image.role);
+            let held = match slot {
+                Some(slot) => still_holds(slot, target, &sysfs, image),
+                None => Err(PrepareError::no_slot(&image.role)),
+            };
+            if let Err(error) = held {
                 let report = ErrorReport { phase: Phase::Activate, ..error.failure().error };
                 return self.give_up(report).map(Some);
             }

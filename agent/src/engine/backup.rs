@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bascule_core::{ErrorReport, Phase};
-use bascule_hooks::runner::{self, Command, Limits};
+use bascule_hooks::runner::{self, Command, Exit, Limits};
 
 use super::Engine;
 
@@ -39,7 +39,7 @@ impl Engine {
             copy(root, &present, &folder, &file).map_err(|reason| failed(&file, reason))?;
             self.device.tell("backup", format!("{} paths kept in {}", present.len(), file.display()), Vec::new());
         }
-        forget(&folder, config.keep as usize);
+        forget(&folder, config.keep as usize, &deployment.id.0);
         Ok(())
     }
 }
@@ -52,8 +52,14 @@ fn copy(root: &Path, paths: &[&str], folder: &Path, file: &Path) -> Result<(), S
     let file_handle = made.map_err(|error| error.to_string())?;
     let command = Command::new("tar").arg("--create").arg("--file").arg(file).arg("--directory").arg(root).arg("--");
     let command = paths.iter().fold(command, |command, path| command.arg(*path));
-    let outcome = runner::run(&command, &Limits::within(DEADLINE), &AtomicBool::new(false));
-    let done = if outcome.succeeded() {
+    let run = || runner::run(&command, &Limits::within(DEADLINE), &AtomicBool::new(false));
+    let mut outcome = run();
+    if outcome.exit == Exit::Code(1) {
+        // A file changed while it was read, most likely. If it always does, the copy is as good as one can be.
+        outcome = run();
+    }
+    let changed = outcome.exit == Exit::Code(1) && outcome.output_tail.contains("changed as we read it");
+    let done = if outcome.succeeded() || changed {
         file_handle.sync_all().map_err(|error| error.to_string())
     } else {
         Err(outcome.reason())
@@ -64,14 +70,16 @@ fn copy(root: &Path, paths: &[&str], folder: &Path, file: &Path) -> Result<(), S
     done
 }
 
-/// Removes all but the newest copies. Their names begin with the time.
-fn forget(folder: &Path, keep: usize) {
+/// Removes all but the newest copies; their names begin with the time. Those of `newest` stay, whatever the clock said.
+fn forget(folder: &Path, keep: usize, newest: &str) {
     let listed = fs::read_dir(folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
     let mut names: Vec<_> = listed.unwrap_or_default().into_iter().map(|entry| entry.path()).collect();
     names.sort();
     let id = |path: &Path| path.file_name().and_then(|name| name.to_str()?.split('.').next().map(str::to_owned));
     let mut ids: Vec<_> = names.iter().filter_map(|path| id(path)).collect();
     ids.dedup();
+    ids.retain(|id| id != newest);
+    ids.push(newest.to_owned());
     let kept = ids.split_off(ids.len().saturating_sub(keep));
     for path in names.iter().filter(|path| id(path).is_none_or(|id| !kept.contains(&id))) {
         let _ = fs::remove_file(path);
@@ -103,7 +111,7 @@ mod tests {
             copy(&root, &["etc/app"], &folder, &folder.join(format!("{id}.tar"))).unwrap();
             copy(&root, &["etc/app"], &folder, &folder.join(format!("{id}.secrets.tar"))).unwrap();
         }
-        forget(&folder, 2);
+        forget(&folder, 2, "20260103T000000Z-c");
         let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 4, "{names:?}");
         let archive = folder.join("20260103T000000Z-c.tar");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bascule_core::{Baseline, ErrorReport, Health, Phase, State};
 use bascule_hooks::runner::Limits;
@@ -22,16 +22,25 @@ const EVIDENCE: usize = 4096;
 /// How often a waiting job looks whether it was cancelled.
 const SLICE: Duration = Duration::from_millis(100);
 
+/// Rounds of checks on the old system.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    /// What failed in all of them; `None` before the first.
+    failed: Option<Vec<String>>,
+    count: u32,
+    next: Option<Instant>,
+}
+
 impl Engine {
     /// Starts the checks unless they run already.
     pub(super) fn start_health(&mut self) -> Result<Next, ErrorReport> {
         if self.checking.is_some() {
             let last = self.device.config.health.deadline + VERDICT_FIRST;
             let left = last.saturating_sub(self.device.uptime().unwrap_or_default());
-            return Ok(Next::Wait(LOOK_EVERY.min(left)));
+            return Ok(Next::Wait(LOOK_EVERY.min(left).max(Duration::from_secs(1))));
         }
-        self.run_hooks_and_log(bascule_hooks::HookPoint::Probation);
         let checks = self.health_checks().map_err(|error| failed(&error))?;
+        self.run_hooks_and_log(bascule_hooks::HookPoint::Probation);
         let config = &self.device.config.health;
         let (settle, interval) = (config.settle, config.interval);
         let policy = HealthPolicy { settle, interval, deadline: config.deadline, passes: config.passes };
@@ -52,9 +61,7 @@ impl Engine {
                 let _ = sender.send(event);
             };
             let uptime = move || device::uptime(&paths).unwrap_or(Duration::MAX);
-            if let Some(verdict) = watch(soak, checks, &failed_before, &uptime, &stop, &told) {
-                told(Event::Verdict(verdict));
-            }
+            watch(soak, checks, &failed_before, &uptime, &stop, &told);
         });
         tracing::info!(deadline_seconds = policy.deadline.as_secs(), passes = policy.passes, "probation begins");
         self.checking = Some(Job { cancel, thread });
@@ -72,18 +79,39 @@ impl Engine {
         HealthChecks::find(settings)
     }
 
-    /// Runs every check once on the system that is about to be left: what fails here cannot cause a rollback there.
-    pub(super) fn take_baseline(&mut self) -> Result<Baseline, ErrorReport> {
+    /// Looks how the system does that is about to be left: what fails here in every one of `health.passes` rounds cannot cause
+    /// a rollback there. `None`: another round is to come. A system that has just come up is given its time to settle.
+    pub(super) fn take_baseline(&mut self) -> Result<Result<Baseline, Next>, ErrorReport> {
+        let config = self.device.config.health.clone();
+        let settle = config.settle.saturating_sub(self.device.uptime().unwrap_or(config.settle));
+        if !settle.is_zero() {
+            return Ok(Err(Next::Wait(settle)));
+        }
+        let rounds = self.baseline.take().unwrap_or_default();
+        if let Some(left) = rounds.next.and_then(|next| next.checked_duration_since(Instant::now())) {
+            self.baseline = Some(rounds);
+            return Ok(Err(Next::Wait(left)));
+        }
         let mut checks = self.health_checks().map_err(|error| failed(&error))?;
         let results = checks.run_all(&AtomicBool::new(false));
         log(&results);
-        let failed = health::failures(&results);
+        let failing = health::failures(&results);
+        let failed = match rounds.failed {
+            None => failing,
+            Some(before) => before.into_iter().filter(|name| failing.contains(name)).collect(),
+        };
+        let count = rounds.count.saturating_add(1);
+        if !failed.is_empty() && count < config.passes {
+            let next = Some(Instant::now() + config.interval);
+            self.baseline = Some(Rounds { failed: Some(failed), count, next });
+            return Ok(Err(Next::Wait(config.interval)));
+        }
         let detail = match failed.as_slice() {
-            [] => "every check passes on the old system".to_owned(),
+            [] => "every required check passes on the old system".to_owned(),
             failed => format!("fails on the old system already: {}", failed.join(", ")),
         };
         self.device.tell("baseline", detail, results.iter().map(shown).collect());
-        Ok(Baseline { failed })
+        Ok(Ok(Baseline { failed }))
     }
 
     /// Keeps what a round said to be shown, and tells the story where something changed.
@@ -123,7 +151,7 @@ fn watch(
     uptime: &dyn Fn() -> Duration,
     cancel: &AtomicBool,
     told: &dyn Fn(Event),
-) -> Option<Health> {
+) {
     let mut last = Vec::new();
     while !cancel.load(Ordering::Relaxed) {
         match soak.next(uptime()) {
@@ -132,15 +160,26 @@ fn watch(
                 last = checks.run_all(cancel);
                 soak.record(uptime(), health::judge(&last, failed_before));
                 log(&last);
-                told(Event::Checked(last.iter().map(shown).collect()));
+                let fallen = match soak.next(uptime()) {
+                    soak::Step::Verdict(verdict) => Some(health_of(verdict, &last, failed_before)),
+                    _ => None,
+                };
+                let over = fallen.is_some();
+                told(Event::Checked(last.iter().map(shown).collect(), fallen));
+                if over {
+                    return;
+                }
             }
-            soak::Step::Verdict(soak::Verdict::Passed) => return Some(Health::Passed),
-            soak::Step::Verdict(soak::Verdict::Failed) => {
-                return Some(Health::Failed { detail: detail(&last, failed_before) });
-            }
+            soak::Step::Verdict(verdict) => return told(Event::Verdict(health_of(verdict, &last, failed_before))),
         }
     }
-    None
+}
+
+fn health_of(verdict: soak::Verdict, last: &[CheckResult], failed_before: &[String]) -> Health {
+    match verdict {
+        soak::Verdict::Passed => Health::Passed,
+        soak::Verdict::Failed => Health::Failed { detail: detail(last, failed_before) },
+    }
 }
 
 fn log(results: &[CheckResult]) {

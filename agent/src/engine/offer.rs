@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bascule_boot::disk::{Slot, Sysfs, open_target};
 use bascule_core::offer::{SAME, blockers};
@@ -39,8 +39,8 @@ impl BundleOpener {
         Ok(BundleReader::open(input, &self.trust, clock::now_at_least_built())?)
     }
 
-    pub(super) fn reopen(&self, label: &str, fetched: Fetched) -> Result<BundleReader, PrepareError> {
-        let input = self.opener.reopen(label, fetched)?;
+    pub(super) fn reopen(&self, label: &str, attempt: u32, fetched: Fetched) -> Result<BundleReader, PrepareError> {
+        let input = self.opener.reopen(label, attempt, fetched)?;
         Ok(BundleReader::open(input, &self.trust, clock::now_at_least_built())?)
     }
 }
@@ -59,7 +59,9 @@ impl Engine {
 
     fn accept(&mut self, source: Source, label: &str, then: Then) -> Result<Answer, Refused> {
         self.fetched.store(0, Ordering::Relaxed);
-        let bundle = self.open_bundle(source, self.fetched.clone())?;
+        // The bundle that is opened here is the one that is prepared: who stops that must stop its download.
+        let cancel = Arc::new(AtomicBool::new(false));
+        let bundle = self.open_bundle(source, self.fetched.clone(), &cancel)?;
         let offer = bundle.offer().clone();
         let mut found = self.blockers(&offer);
         if found.is_empty() {
@@ -85,13 +87,13 @@ impl Engine {
             source = label,
             "accepted"
         );
-        self.opened = Some(bundle);
+        self.opened = Some((bundle, cancel));
         Ok(Answer::Accepted { deployment })
     }
 
     /// Says what preparing would do. Nothing changes.
     pub(super) fn plan(&mut self, source: Source) -> Result<Answer, Refused> {
-        let bundle = self.open_bundle(source, Arc::new(AtomicU64::new(0)))?;
+        let bundle = self.open_bundle(source, Fetched::default(), &Arc::default())?;
         let offer = bundle.offer().clone();
         let (write_bytes, zero_bytes) = sizes(&bundle);
         let target = self.device.booted().target().group();
@@ -118,8 +120,9 @@ impl Engine {
         })
     }
 
-    fn open_bundle(&self, source: Source, fetched: Fetched) -> Result<BundleReader, Refused> {
-        let opener = self.opener.with_cancel(Arc::new(AtomicBool::new(false)));
+    fn open_bundle(&self, source: Source, fetched: Fetched, cancel: &Arc<AtomicBool>) -> Result<BundleReader, Refused> {
+        let most_fetched = self.device.config.prepare.max_fetch;
+        let opener = Opener { most_fetched, ..self.opener.with_cancel(cancel.clone()) };
         let opened = BundleOpener::new(&self.device, opener).open(source, fetched);
         let ways = super::preparation::ways(&self.device);
         let read = opened.and_then(|mut bundle| {

@@ -1,15 +1,19 @@
 //! Starts and ends the job thread that prepares a deployment.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bascule_core::{Action, Disposition, ErrorReport, Phase, PreparationFailure, State, Step, Transfer};
+use bascule_hooks::runner::{self, Command, Limits};
 
 use super::{Engine, Event, Job, LOOK_EVERY, Next, offer, units};
 use crate::device::{self, Device};
 use crate::prepare::{Preparation, PrepareError, Ways};
 use crate::shared::Progress;
+use crate::source::Opener;
+
+/// How long `ionice` may take.
+const STAND_BACK: Duration = Duration::from_secs(5);
 
 /// The longest wait between two attempts of a preparation.
 const LONGEST_RETRY: Duration = crate::config::RETRY_WAIT_LIMIT;
@@ -28,6 +32,16 @@ pub(super) fn ways(device: &Device) -> Ways {
     }
 }
 
+/// Puts this thread, and those it starts, behind everybody else who wants the disk, where the system has `ionice`.
+fn stand_back() {
+    let thread = nix::unistd::gettid().to_string();
+    let command = Command::new("ionice").arg("--class").arg("idle").arg("--pid").arg(thread);
+    let outcome = runner::run(&command, &Limits::within(STAND_BACK), &AtomicBool::new(false));
+    if !outcome.succeeded() {
+        tracing::info!(outcome = outcome.reason(), "the preparation is not put behind others who use the disk");
+    }
+}
+
 impl Engine {
     pub(super) fn start_preparation(&mut self) -> Result<Next, ErrorReport> {
         if self.preparing.is_some() {
@@ -39,12 +53,16 @@ impl Engine {
         // The settings say so already, or this would not have been decided. Their fallback may not: a cut between the two
         // files leaves it on the target. To say it again writes nothing where both are right.
         self.device.perform(&Action::MarkUnbootable).map_err(|error| error.report(Phase::Prepare))?;
-        let cancel = Arc::new(AtomicBool::new(false));
+        let (opened, cancel) =
+            self.opened.take().map_or_else(Default::default, |(bundle, cancel)| (Some(bundle), cancel));
+        self.fresh = false;
         self.progress.send_replace(Progress { step: "opening the bundle".into(), ..Progress::default() });
         let job = Preparation {
             target: self.device.booted().target(),
             slots: self.device.target_slots().cloned().collect(),
             ways: ways(&self.device),
+            mirrored: !self.device.config.prepare.mirrors.is_empty(),
+            fetched_before: if opened.is_some() { 0 } else { self.fetched.load(Ordering::Relaxed) },
             cores: self.device.config.prepare.cores as usize,
             checkpoint: self.device.config.prepare.checkpoint,
             hooks: self.hook_settings(),
@@ -56,14 +74,19 @@ impl Engine {
             deployment,
         };
         units::stop(&self.device.config.prepare.stop_units);
-        let opened = self.opened.take();
-        let opener = offer::BundleOpener::new(&self.device, self.opener.with_cancel(cancel.clone()));
+        let most_fetched = job.ways.max_fetch.map(|most| most.saturating_add(self.fetched.load(Ordering::Relaxed)));
+        let opener = Opener { most_fetched, ..self.opener.with_cancel(cancel.clone()) };
+        let opener = offer::BundleOpener::new(&self.device, opener);
         let sender = self.sender.clone();
         tracing::info!(deployment = job.deployment.id.to_string(), attempt = job.attempt, "preparing");
+        let real = self.device.paths.is_real();
         let thread = std::thread::spawn(move || {
+            if real {
+                stand_back();
+            }
             let bundle = match opened {
                 Some(bundle) => Ok(bundle),
-                None => opener.reopen(&job.deployment.source, job.fetched.clone()),
+                None => opener.reopen(&job.deployment.source, job.attempt, job.fetched.clone()),
             };
             let outcome = bundle.and_then(|bundle| job.run(bundle));
             // The loop may be gone already; then nobody needs to know.
@@ -80,11 +103,9 @@ impl Engine {
         }
         self.progress.send_replace(Progress::default());
         // Its last word must not be taken for that of the next one.
-        while let Ok(event) = self.events.try_recv() {
-            if !matches!(event, Event::Prepared(_)) {
-                let _ = self.sender.send(event);
-                break;
-            }
+        let waiting: Vec<Event> = std::iter::from_fn(|| self.events.try_recv().ok()).collect();
+        for event in waiting.into_iter().filter(|event| !matches!(event, Event::Prepared(_))) {
+            let _ = self.sender.send(event);
         }
     }
 
@@ -98,6 +119,7 @@ impl Engine {
         let failure = match outcome {
             Ok(transfer) => match self.record_durably(&Step::Prepared(transfer.clone())) {
                 Ok(()) => {
+                    self.fresh = true;
                     tracing::info!(
                         base = transfer.base.as_deref().unwrap_or("-"),
                         fetched = transfer.fetched,

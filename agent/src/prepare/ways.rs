@@ -120,26 +120,31 @@ impl Ways {
         let slot = self.slots.iter().find(|slot| slot.role == payload.role);
         let slot = slot.ok_or_else(|| format!("the booted group has no slot {:?}", payload.role))?;
         let base = BaseSlot::open(slot, self.booted, &self.sysfs)?;
-        let mut best: Option<(usize, usize)> = None;
+        let mut best: Option<(usize, Probe)> = None;
         for (number, delta) in payload.deltas.iter().enumerate() {
             let Some(table) = bundle.delta_table(index, number).filter(|_| base.can_hold(delta.base.size)) else {
                 continue;
             };
-            let held = probe(&base, bundle, index, table);
-            if held > best.map_or(0, |(_, most)| most) {
-                best = Some((number, held));
+            let found = probe(&base, bundle, index, table);
+            if found.held > best.as_ref().map_or(0, |(_, most)| most.held) {
+                best = Some((number, found));
             }
         }
-        let fits = best.and_then(|(number, held)| Some((number, held, payload.deltas.get(number)?)));
-        let Some((delta, held, about)) = fits else {
+        let fits = best.and_then(|(number, found)| Some((number, found, payload.deltas.get(number)?)));
+        let Some((delta, found, about)) = fits else {
             return Err(format!(
                 "none of the {} in the bundle is against what the booted slot holds",
                 payload.deltas.len()
             ));
         };
         let label = about.base.version.clone().unwrap_or_else(|| about.base.sha256.to_string());
-        tracing::info!(role = payload.role, base = label, held, "a delta fits the booted slot");
-        Ok(Choice::Delta { delta, label, base, fetch: about.blobs })
+        let fetch = about.blobs.saturating_add(found.to_heal(payload.blobs.length));
+        if fetch > payload.blobs.length && self.order.contains(&Way::Full) && full(payload).is_ok() {
+            return Err(format!("to heal it would take {fetch} bytes, more than the whole image"));
+        }
+        let (role, held, probed) = (payload.role.as_str(), found.held, found.probed);
+        tracing::info!(role, base = label, held, probed, "a delta fits the booted slot");
+        Ok(Choice::Delta { delta, label, base, fetch })
     }
 }
 
@@ -150,23 +155,43 @@ fn full(payload: &Payload) -> Result<Choice, String> {
     }
 }
 
-/// How many of a few chunks find their source in the booted slot. A delta that asks nothing of it always fits.
-fn probe(base: &BaseSlot, bundle: &BundleReader, index: usize, table: &DeltaTable) -> usize {
-    let Some(full) = bundle.chunk_table(index) else { return 0 };
+/// What a look at a few chunks showed.
+struct Probe {
+    /// How many find their source in the booted slot.
+    held: usize,
+    /// Of how many.
+    probed: usize,
+}
+
+impl Probe {
+    /// Bytes of `full` that would be taken whole, if the probed chunks stand for all.
+    fn to_heal(&self, full: u64) -> u64 {
+        let missing = self.probed.saturating_sub(self.held) as u128;
+        let part = (u128::from(full) * missing).checked_div(self.probed as u128).unwrap_or_default();
+        u64::try_from(part).unwrap_or(u64::MAX)
+    }
+}
+
+/// Looks for the sources of a few chunks in the booted slot. A delta that asks nothing of it always fits.
+fn probe(base: &BaseSlot, bundle: &BundleReader, index: usize, table: &DeltaTable) -> Probe {
+    let Some(full) = bundle.chunk_table(index) else { return Probe { held: 0, probed: 0 } };
     let with_source = || table.chunks(full).filter(|chunk| !chunk.source.is_empty());
     let count = with_source().count();
     if count == 0 {
-        return PROBES;
+        return Probe { held: PROBES, probed: PROBES };
     }
     let mut buffer = BaseSlot::buffer();
     let step = count.div_ceil(PROBES);
-    let probed = with_source().step_by(step);
-    probed.filter(|chunk| base.source(chunk, &mut buffer).is_some()).count()
+    let found = with_source().step_by(step).map(|chunk| base.source(&chunk, &mut buffer).is_some());
+    found.fold(Probe { held: 0, probed: 0 }, |sum, held| Probe {
+        held: sum.held + usize::from(held),
+        probed: sum.probed + 1,
+    })
 }
 
 /// Stops an attempt that fetches more than the policy allows.
-pub(super) fn check_fetched(job: &Preparation, before: u64) -> Result<(), PrepareError> {
-    let fetched = job.fetched.load(Ordering::Relaxed).saturating_sub(before);
+pub(super) fn check_fetched(job: &Preparation) -> Result<(), PrepareError> {
+    let fetched = job.fetched.load(Ordering::Relaxed).saturating_sub(job.fetched_before);
     match job.ways.max_fetch {
         Some(limit) if fetched > limit => Err(PrepareError::FetchLimit { needed: fetched, limit }),
         _ => Ok(()),

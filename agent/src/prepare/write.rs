@@ -27,8 +27,6 @@ struct Write<'w> {
     payload: &'w Payload,
     slot: &'w Slot,
     file: SlotFile,
-    /// What had been fetched before this payload.
-    before: u64,
 }
 
 /// Writes payload `index` into `slot`, syncs it, reads the whole image back and compares.
@@ -44,8 +42,7 @@ pub(super) fn payload(
     let file = open_target(slot, job.target, &job.ways.sysfs)
         .map_err(|source| PrepareError::Open { role: slot.role.clone(), source })?;
     let file = SlotFile::new(file, slot.size).map_err(slot_error("open", slot, 0))?;
-    let before = job.fetched.load(Ordering::Relaxed);
-    let write = Write { job, index, payload, slot, file, before };
+    let write = Write { job, index, payload, slot, file };
     match job.ways.choose(bundle, index)? {
         Choice::Full { .. } => write.full(bundle, tally, None)?,
         Choice::Delta { delta, label, base, .. } => {
@@ -110,7 +107,7 @@ impl Write<'_> {
         let needed = wanted.fold(0u64, |sum, chunk| sum.saturating_add(u64::from(chunk.stored_len)));
         let (role, chunks) = (self.slot.role.as_str(), missing.len());
         tracing::warn!(role, chunks, bytes = needed, "the booted slot does not hold what the delta expects: healing");
-        let fetched = self.job.fetched.load(Ordering::Relaxed).saturating_sub(self.before);
+        let fetched = self.job.fetched.load(Ordering::Relaxed).saturating_sub(self.job.fetched_before);
         let all = fetched.saturating_add(needed);
         if let Some(limit) = self.job.ways.max_fetch.filter(|limit| all > *limit) {
             return Err(PrepareError::FetchLimit { needed: all, limit });
@@ -148,7 +145,8 @@ impl Write<'_> {
             }
             self.check(&chunk)?;
             let Some(mut carton) = feeder.carton() else { return Ok(()) };
-            let order = if self.holds(&mut carton.out, &chunk) {
+            // The first pass has looked at those that it could not make already.
+            let order = if only.is_none() && self.holds(&mut carton.out, &chunk) {
                 bundle.skip_chunk();
                 Order::Kept(chunk)
             } else {
@@ -165,7 +163,7 @@ impl Write<'_> {
     /// What must hold before each chunk.
     fn check(&self, chunk: &Chunk) -> Result<(), PrepareError> {
         self.job.check_cancelled()?;
-        check_fetched(self.job, self.before)?;
+        check_fetched(self.job)?;
         let last = chunk.offset.saturating_add(u64::from(chunk.len)) == self.payload.size;
         let aligned = |value: u64| value.is_multiple_of(ALIGN as u64);
         if aligned(chunk.offset) && (last || aligned(u64::from(chunk.len))) {

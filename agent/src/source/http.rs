@@ -3,6 +3,7 @@
 //! Nothing that comes from here is trusted: the bundle's own signature and chunk digests decide. What is checked here
 //! keeps a lying or changing server from wasting the link: the range it answers, the entity's tag, its encoding.
 
+mod address;
 mod error;
 
 use std::collections::VecDeque;
@@ -23,9 +24,13 @@ use hyper_util::rt::TokioExecutor;
 
 pub use error::HttpError;
 
+use address::{beside, length_of, mirrored, parse_range, redirected};
+
 use super::pace::Pace;
 use super::{Fetched, Opener};
 
+/// A source that sends fewer bytes per second for as long as a stall may last has stalled too.
+const LEAST_PER_SECOND: u64 = 64;
 /// How often a read is resumed without a single byte in between before it is given up.
 const MAX_FRUITLESS: u32 = 5;
 /// The wait before the first resumption; doubles with each fruitless one.
@@ -75,6 +80,8 @@ pub struct HttpRead {
     mirrors: VecDeque<String>,
     fetched: Fetched,
     pace: Option<Pace>,
+    /// Since when bytes of this answer are counted, and how many came.
+    lately: (Instant, u64),
     offset: u64,
     /// Up to where bytes are wanted: no request asks for more, so that nothing is sent for nothing.
     wanted: u64,
@@ -99,6 +106,21 @@ impl HttpRead {
         Self::open_within(opener, url, fetched, WINDOW)
     }
 
+    /// As [`HttpRead::open`]; of the address and its mirrors it begins with the one whose turn it is. The first attempt, 1,
+    /// begins with the address.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn open_turn(opener: &Opener, url: &str, attempt: u32, fetched: Fetched) -> Result<Self, HttpError> {
+        let mut addresses: Vec<String> = std::iter::once(url.to_owned())
+            .chain(opener.mirrors.iter().filter_map(|folder| mirrored(url, folder)))
+            .collect();
+        let turn = attempt.saturating_sub(1) as usize % addresses.len();
+        addresses.rotate_left(turn);
+        let first = addresses.remove(0);
+        Self::open_first(opener, first, addresses, fetched, WINDOW)
+    }
+
     /// Asks for no more than one byte, to see whether the address answers.
     ///
     /// # Errors
@@ -108,13 +130,25 @@ impl HttpRead {
     }
 
     fn open_within(opener: &Opener, url: &str, fetched: Fetched, wanted: u64) -> Result<Self, HttpError> {
+        let mirrors = opener.mirrors.iter().filter_map(|folder| mirrored(url, folder)).collect();
+        Self::open_first(opener, url.to_owned(), mirrors, fetched, wanted)
+    }
+
+    fn open_first(
+        opener: &Opener,
+        url: String,
+        mirrors: Vec<String>,
+        fetched: Fetched,
+        wanted: u64,
+    ) -> Result<Self, HttpError> {
         let mut read = HttpRead {
             clients: Clients::default(),
             opener: opener.clone(),
-            url: url.to_owned(),
-            mirrors: opener.mirrors.iter().filter_map(|folder| mirrored(url, folder)).collect(),
+            url,
+            mirrors: mirrors.into(),
             fetched,
             pace: Pace::new(opener.bandwidth),
+            lately: (Instant::now(), 0),
             offset: 0,
             wanted,
             answered: 0,
@@ -133,7 +167,7 @@ impl HttpRead {
 
     /// Goes over to the next mirror, for this reason; where there is none, the reason is the error.
     fn next_mirror(&mut self, error: HttpError) -> Result<(), HttpError> {
-        if matches!(error, HttpError::Cancelled { .. }) {
+        if matches!(error, HttpError::Cancelled { .. } | HttpError::Limit { .. }) {
             return Err(error);
         }
         let Some(mirror) = self.mirrors.pop_front() else { return Err(error) };
@@ -147,6 +181,10 @@ impl HttpRead {
             "the next mirror is asked"
         );
         self.url = mirror;
+        if self.offset == 0 {
+            // Nothing was read yet that would have to fit.
+            self.total = None;
+        }
         // Its tag is its own business; its length must be the same, and every byte is checked anyway.
         (self.tag, self.body, self.ranges, self.answered) = (None, None, true, self.offset);
         Ok(())
@@ -163,12 +201,14 @@ impl HttpRead {
         let dropped = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 self.answered = self.check_range(response.headers())?;
+                self.ranges = true;
                 0
             }
             // The server does not do ranges: what comes before the place we need is read and dropped.
             StatusCode::OK => {
                 let length = length_of(response.headers());
                 self.check_total(length)?;
+                self.check_tag(response.headers())?;
                 self.ranges = false;
                 self.answered = u64::MAX;
                 self.offset
@@ -178,6 +218,7 @@ impl HttpRead {
         self.check_tag(response.headers())?;
         self.body = Some(response.into_body());
         self.rest = Bytes::new();
+        self.lately = (Instant::now(), 0);
         self.drop_bytes(dropped)
     }
 
@@ -232,6 +273,9 @@ impl HttpRead {
         if first != self.offset {
             return Err(self.lies(format!("it sent bytes from {first} where {} was asked for", self.offset)));
         }
+        if total.or(self.total).is_none() {
+            return Err(self.lies("it does not say how long the file is".into()));
+        }
         self.check_total(total)?;
         Ok(last.saturating_add(1))
     }
@@ -279,12 +323,31 @@ impl HttpRead {
                     if let Ok(data) = frame.into_data()
                         && !data.is_empty()
                     {
-                        self.fetched.fetch_add(data.len() as u64, Ordering::Relaxed);
+                        self.count(data.len() as u64)?;
                         return Ok(Some(data));
                     }
                 }
             }
         }
+    }
+
+    /// Counts what came: no more than the policy allows, not faster than it allows, and not so slowly that it never ends.
+    fn count(&mut self, bytes: u64) -> Result<(), HttpError> {
+        let fetched = self.fetched.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if let Some(limit) = self.opener.most_fetched.filter(|limit| fetched > *limit) {
+            return Err(HttpError::Limit { url: self.url.clone(), limit });
+        }
+        if let Some(wait) = self.pace.as_mut().map(|pace| pace.wait(bytes, Instant::now())) {
+            self.pause(wait)?;
+        }
+        let (since, sum) = (self.lately.0, self.lately.1.saturating_add(bytes));
+        if since.elapsed() < self.opener.stall_timeout {
+            self.lately.1 = sum;
+            return Ok(());
+        }
+        let least = self.opener.stall_timeout.as_secs().saturating_mul(LEAST_PER_SECOND);
+        self.lately = (Instant::now(), 0);
+        if sum < least { Err(self.stalled()) } else { Ok(()) }
     }
 
     /// Fills `rest`, resuming as often as it takes; leaves it empty at the end of the file.
@@ -294,9 +357,8 @@ impl HttpRead {
         loop {
             let problem = match self.next_piece() {
                 Ok(Some(piece)) => {
-                    let wait = self.pace.as_mut().map(|pace| pace.wait(piece.len() as u64, Instant::now()));
                     self.rest = piece;
-                    return wait.map_or(Ok(()), |wait| self.pause(wait));
+                    return Ok(());
                 }
                 Ok(None) if self.total.is_none_or(|total| self.offset >= total) => return Ok(()),
                 // All that was asked for has come: the next range is no resumption.
@@ -360,7 +422,7 @@ impl HttpRead {
             if self.opener.cancel.load(Ordering::Relaxed) {
                 return Err(self.cancelled());
             }
-            std::thread::sleep(SLICE.min(wait));
+            std::thread::sleep(SLICE.min(until.saturating_duration_since(Instant::now())));
         }
         Ok(())
     }
@@ -424,14 +486,11 @@ impl BundleRead for HttpRead {
             self.body = None;
             self.offset = offset;
             // An error here is not the end: the next read resumes from the same place.
-            return self.connect().or_else(|error| match error.disposition() {
-                Disposition::Retry => {
-                    self.body = None;
-                    self.problem = Some(error);
-                    Ok(())
-                }
-                _ => Err(io::Error::other(error)),
-            });
+            if let Err(error) = self.connect() {
+                self.body = None;
+                self.problem = Some(error);
+            }
+            return Ok(());
         }
         let copied = io::copy(&mut io::Read::take(&mut *self, gap), &mut io::sink())?;
         if copied < gap { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
@@ -458,93 +517,6 @@ async fn patiently<F: Future>(opener: &Opener, waited_for: F) -> Waited<F::Outpu
         }
         if let Ok(done) = tokio::time::timeout(SLICE.min(until - now), &mut waited_for).await {
             return Waited::Done(done);
-        }
-    }
-}
-
-/// First and last byte, and the total, of `bytes FIRST-LAST/TOTAL`.
-fn parse_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    let total: Option<u64> = if total == "*" { None } else { Some(total.parse().ok()?) };
-    (first <= last && total.is_none_or(|total| last < total)).then_some((first, last, total))
-}
-
-/// The address of the same file in another folder.
-fn mirrored(url: &str, folder: &str) -> Option<String> {
-    let path = url.split(['?', '#']).next()?;
-    let (_, name) = path.rsplit_once('/')?;
-    let mirrored = format!("{}/{name}", folder.trim_end_matches('/'));
-    (mirrored != path).then_some(mirrored)
-}
-
-/// The address of a file in the same folder; a query or fragment belongs to the one file alone.
-fn beside(url: &str, name: &str) -> Option<String> {
-    let path = url.split(['?', '#']).next()?;
-    let authority = path.find("://")?.checked_add(3)?;
-    let folder = path.rfind('/').filter(|&at| at >= authority)?;
-    Some(format!("{}/{name}", path.get(..folder)?))
-}
-
-fn length_of(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Where a redirect leads: another http or https address, never from https down to http.
-fn redirected(from: &str, to: Option<&str>) -> Result<String, &'static str> {
-    let to = to.ok_or("to nowhere")?;
-    let secure = from.starts_with("https://");
-    if to.starts_with("https://") || to.starts_with("http://") && !secure {
-        return Ok(to.to_owned());
-    }
-    if to.starts_with("http://") {
-        return Err("from https to http");
-    }
-    let uri: Uri = from.parse().map_err(|_| "from an address that cannot be read")?;
-    match (to.starts_with('/') && !to.starts_with("//"), uri.scheme_str(), uri.authority()) {
-        (true, Some(scheme), Some(authority)) => Ok(format!("{scheme}://{authority}{to}")),
-        _ => Err("to an address that is not followed"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_content_range_is_read_and_an_absurd_one_is_not() {
-        assert_eq!(parse_range("bytes 5-9/10"), Some((5, 9, Some(10))));
-        assert_eq!(parse_range("bytes 5-9/*"), Some((5, 9, None)));
-        for wrong in ["", "bytes 5-9", "bytes 9-5/10", "bytes 5-10/10", "bytes */10", "items 0-1/2", "bytes -1-2/3"] {
-            assert_eq!(parse_range(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_file_beside_the_bundle_is_in_its_folder() {
-        assert_eq!(beside("http://a:8/x/b.bascule?t=1/2", "c").as_deref(), Some("http://a:8/x/c"));
-        assert_eq!(beside("http://a/b#c/d", "e").as_deref(), Some("http://a/e"));
-        assert_eq!(beside("http://a", "e"), None);
-    }
-
-    #[test]
-    fn a_mirror_has_the_same_file_in_its_own_folder_and_is_never_the_first_address_again() {
-        assert_eq!(mirrored("http://a/x/b?c=d", "https://m/y/").as_deref(), Some("https://m/y/b"));
-        assert_eq!(mirrored("http://a/x/b", "http://a/x"), None);
-    }
-
-    #[test]
-    fn a_redirect_never_leads_from_https_to_http_nor_to_another_kind_of_place() {
-        assert_eq!(redirected("https://a/x", Some("https://b/y")), Ok("https://b/y".into()));
-        assert_eq!(redirected("http://a:8/x", Some("/y")), Ok("http://a:8/y".into()));
-        for (from, to) in [
-            ("https://a/x", Some("http://a/x")),
-            ("http://a/x", Some("file:///etc")),
-            ("http://a/x", Some("//b/y")),
-            ("http://a/x", None),
-        ] {
-            assert!(redirected(from, to).is_err(), "{from} to {to:?}");
         }
     }
 }

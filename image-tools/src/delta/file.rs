@@ -68,7 +68,8 @@ impl Head {
         let (chunks, table) = (self.chunks(), &self.delta.table);
         let memory = chunks.saturating_mul(RECORD_BYTES as u64).saturating_add(table.memory());
         within("the tables", memory.max(self.outputs.length).max(table.length), MAX_TABLES_BYTES)?;
-        if self.outputs.memory() != chunks.saturating_mul(DIGEST_BYTES) {
+        let unpacked = self.outputs.unpacked.unwrap_or(self.outputs.length);
+        if unpacked != chunks.saturating_mul(DIGEST_BYTES) {
             return Err(DeltaError::Damaged("it has not one digest for each chunk".into()));
         }
         Ok(())

@@ -9,7 +9,7 @@
 //! next difference (modulo 256), and then takes `new` bytes as they are. The idea of adding differences where old and
 //! new nearly agree is Colin Percival's (bsdiff, 2003); the layout is ours.
 //!
-//! The decoder holds one patch's parts at a time: at most [`MAX_CONTROL_BYTES`] and as many bytes as the output.
+//! The decoder holds one patch's parts at a time: at most [`MAX_CONTROL_BYTES`] and twice as many bytes as the output.
 //! Whatever the bytes are, it never reads outside of the source nor writes outside of the output, and the work is
 //! bounded by both their lengths.
 

@@ -16,6 +16,8 @@ pub(crate) enum Behaviour {
     Unhealthy,
     /// The kernel finds no init and panics.
     NoInit,
+    /// Boots, but no program of the agent can run.
+    NoAgent,
 }
 
 /// One demo system.
@@ -32,20 +34,25 @@ pub(crate) struct Version {
 }
 
 /// The factory system and the updates offered to it.
-pub(crate) const VERSIONS: [Version; 5] = [
+pub(crate) const VERSIONS: [Version; 6] = [
     Version { name: "v1", version: "1.0.0", order: 1, behaviour: Behaviour::Good },
     Version { name: "v2", version: "2.0.0", order: 2, behaviour: Behaviour::Good },
     Version { name: "v3", version: "3.0.0", order: 3, behaviour: Behaviour::Unhealthy },
     Version { name: "v4", version: "4.0.0", order: 4, behaviour: Behaviour::NoInit },
     Version { name: "v5", version: "5.0.0", order: 5, behaviour: Behaviour::Good },
+    Version { name: "v6", version: "6.0.0", order: 6, behaviour: Behaviour::NoAgent },
 ];
+
+/// The order of the system that brings a hook of its own, which runs before it is started.
+const HOOKED: u64 = 5;
 
 /// The mode of a file that is no program.
 pub(super) const PLAIN: u32 = 0o644;
-const PROGRAM: u32 = 0o755;
+/// The mode of a program.
+pub(super) const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
-const FILES: [(&str, u32, &str); 19] = [
+const FILES: [(&str, u32, &str); 20] = [
     ("etc/fstab", PLAIN, include_str!("files/fstab")),
     ("etc/hostname", PLAIN, "bascule-demo\n"),
     ("etc/hosts", PLAIN, "127.0.0.1 localhost bascule-demo\n"),
@@ -60,6 +67,7 @@ const FILES: [(&str, u32, &str); 19] = [
     ("etc/systemd/system/ping.service", PLAIN, include_str!("files/ping.service")),
     ("etc/systemd/system/shell-ttyS0.service", PLAIN, include_str!("files/shell-ttyS0.service")),
     ("etc/systemd/system/shell-ttyS1.service", PLAIN, include_str!("files/shell-ttyS1.service")),
+    ("etc/systemd/system/bascule-deadman.timer.d/demo.conf", PLAIN, "[Timer]\nOnBootSec=\nOnBootSec=40s\n"),
     ("etc/bascule/config.toml", PLAIN, include_str!("files/config.toml")),
     ("usr/lib/demo/ping", PROGRAM, include_str!("files/ping")),
     ("usr/lib/demo/pong", PROGRAM, include_str!("files/pong")),
@@ -94,9 +102,13 @@ pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path
     write(overlay, "usr/lib/bascule/release.toml", PLAIN, &release(version, "qemu-x86_64"))?;
     let check = match version.behaviour {
         Behaviour::Unhealthy => include_str!("files/50-app-unhealthy"),
-        Behaviour::Good | Behaviour::NoInit => include_str!("files/50-app"),
+        Behaviour::Good | Behaviour::NoInit | Behaviour::NoAgent => include_str!("files/50-app"),
     };
     write(overlay, "usr/lib/bascule/health.d/required/50-app", PROGRAM, check)?;
+    if version.order == HOOKED {
+        let hook = "usr/lib/bascule/hooks.d/pre-activate/20-note";
+        write(overlay, hook, PROGRAM, include_str!("files/20-note"))?;
+    }
     places::write_places(overlay, version)?;
     if trust_root.exists() {
         std::fs::copy(trust_root, overlay.join("etc/bascule/root.json")).context("cannot copy the trust root")?;

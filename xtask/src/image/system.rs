@@ -34,6 +34,9 @@ cp -dR --preserve=mode,links "$2/." "$3/"
 chmod 0700 "$3/root"
 "#;
 
+/// Stands in the place of the agent where it cannot run.
+const BROKEN_AGENT: &str = "#!/bin/sh\nexit 1\n";
+
 /// Takes away everything the kernel would start as process 1.
 const REMOVE_INIT: &str = r#"cd "$1" && rm -f usr/sbin/init usr/bin/init etc/init usr/bin/sh"#;
 
@@ -92,6 +95,9 @@ pub(super) fn with_tree<R>(
     cache::remove(&tree)?;
     demo::write_overlay(&overlay, version, &inputs.trust_root)?;
     add_agent(&overlay, inputs)?;
+    if version.behaviour == Behaviour::NoAgent {
+        demo::write(&overlay, "usr/sbin/basculed", demo::PROGRAM, BROKEN_AGENT)?;
+    }
     shell::tree_script(COPY, &[&inputs.base, &overlay, &tree])?;
     if version.behaviour == Behaviour::NoInit {
         shell::tree_script(REMOVE_INIT, &[&tree])?;

@@ -320,6 +320,7 @@ fn claim_k4_every_refusal_and_every_verdict_has_a_code_a_message_and_a_next_step
     let refusals = [
         Refusal::Busy,
         Refusal::InProbation,
+        Refusal::GivenUp,
         Refusal::NothingPrepared,
         Refusal::AlreadyGood,
         Refusal::NothingToRollBackTo,

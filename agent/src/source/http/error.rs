@@ -51,6 +51,14 @@ pub enum HttpError {
         /// What is wrong.
         what: String,
     },
+    /// More would be fetched than the policy allows.
+    #[error("more than {limit} bytes would be fetched from {url}")]
+    Limit {
+        /// The URL.
+        url: String,
+        /// How many are allowed.
+        limit: u64,
+    },
     /// Another file is there than at the beginning.
     #[error("{url} changed while it was read")]
     Changed {
@@ -84,6 +92,7 @@ impl HttpError {
             HttpError::Stalled { .. } => "source.stalled",
             HttpError::Status { .. } => "source.status",
             HttpError::Lies { .. } => "source.wrong-answer",
+            HttpError::Limit { .. } => "source.limit",
             HttpError::Changed { .. } => "source.changed",
             HttpError::Redirect { .. } => "source.redirect",
             HttpError::Cancelled { .. } => "source.cancelled",
@@ -103,6 +112,7 @@ impl HttpError {
             HttpError::Lies { .. } => {
                 "check the server and any proxy in between; it must not alter or compress bundles"
             }
+            HttpError::Limit { .. } => "raise prepare.max_fetch, or publish a delta against what this device runs",
             HttpError::Changed { .. } => "publish each bundle under a name of its own and never replace it",
             HttpError::Cancelled { .. } => "nothing needs to be done",
             HttpError::Redirect { .. } => "give the final address of the bundle",
@@ -115,7 +125,7 @@ impl HttpError {
     pub fn disposition(&self) -> Disposition {
         match self {
             HttpError::Url { .. } | HttpError::Tls(_) | HttpError::Redirect { .. } => Disposition::Person,
-            HttpError::Cancelled { .. } => Disposition::GiveUp,
+            HttpError::Cancelled { .. } | HttpError::Limit { .. } => Disposition::GiveUp,
             HttpError::Status { status, .. } if *status < 500 && !matches!(status, 408 | 425 | 429) => {
                 Disposition::Person
             }
