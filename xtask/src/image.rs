@@ -28,7 +28,8 @@ use system::Inputs;
 const SLOT_SIZE: &str = "512M";
 
 /// The version that the refused bundles would be, so that nothing but their fault can refuse them.
-const NEWEST: Version = VERSIONS[4];
+const NEWEST: Version = VERSIONS[NEWEST_PLACE];
+const NEWEST_PLACE: usize = 4;
 
 /// Everything the demo and the QEMU tests start from. Also written to `images.json` in the same folder.
 #[derive(Debug)]
@@ -149,7 +150,7 @@ fn bundles(mut bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf, kernel: P
         let bundle = bundler.make(&name, &keys, &content)?;
         Ok(System { version: *version, image: image.clone(), bundle })
     };
-    let newest_root = roots.last().context("no newest version")?;
+    let newest_root = roots.get(NEWEST_PLACE).context("no newest version")?;
     let faulty = |fault: &str| format!("demo-{}-{fault}.bascule", NEWEST.version);
 
     let newest = Content { image: newest_root, version: &NEWEST, base: None, compatible: "qemu-x86_64" };
@@ -163,7 +164,7 @@ fn bundles(mut bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf, kernel: P
     let truncated = truncated(&directory, &whole, &bundler.previous)?;
     // After the second, so that its order refuses it and not the age of its metadata.
     let first = system(&mut bundler, 0, None)?;
-    let later = [2, 3, 4].into_iter().map(|place| system(&mut bundler, place, None)).collect::<Result<Vec<_>>>()?;
+    let later = (2..VERSIONS.len()).map(|place| system(&mut bundler, place, None)).collect::<Result<Vec<_>>>()?;
     let systems = [first, second].into_iter().chain(later).collect();
     Ok(Images { directory, disk, kernel, systems, stranger, other_hardware, truncated })
 }
