@@ -95,10 +95,10 @@ impl Paths {
         self.runtime().join("api.sock")
     }
 
-    /// There once the deadline of a system on trial is armed.
+    /// There once the deadline of a system on trial is armed. Not in the runtime directory: that one goes with the daemon.
     #[must_use]
     pub fn deadline_armed(&self) -> PathBuf {
-        self.runtime().join("deadline-armed")
+        self.root.join("run/bascule-deadline-armed")
     }
 
     /// Where the prepared root is mounted while hooks look at it.

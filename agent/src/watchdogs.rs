@@ -113,8 +113,7 @@ fn blind(paths: &Paths, fault: &ErrorReport) -> Result<(), DeviceError> {
 /// Tells `bascule-deadman.service` that somebody watches.
 fn say_armed(paths: &Paths) {
     let path = paths.deadline_armed();
-    let said = std::fs::create_dir_all(paths.runtime()).and_then(|()| File::create(&path));
-    if let Err(error) = said {
+    if let Err(error) = File::create(&path) {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(path = path.display().to_string(), error, "the deadman is not told: it may restart the system");
     }

@@ -303,6 +303,27 @@ ok  conditions     slots, loader, space, power, locks and hooks: nothing in the 
 }
 
 #[test]
+fn hooks_are_listed_without_a_daemon_and_what_cannot_run_is_said() {
+    let device = Device::start();
+    device.stop();
+    let (code, out, _) = bascule(&device, &["hooks", "list"]);
+    assert_eq!((code, out.as_str()), (0, "no hooks\n"));
+    let folder = device.root().join("usr/lib/bascule/hooks.d/pre-activate");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("10-backup"), "#!/bin/sh\n").unwrap();
+    let (code, out, _) = bascule(&device, &["hooks", "list"]);
+    assert_eq!(code, 1, "one that cannot run would stop every update: {out}");
+    assert!(out.contains("pre-activate") && out.contains("10-backup") && out.contains("cannot run"), "{out}");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.join("10-backup"), mode).unwrap();
+    let (code, out, _) = bascule(&device, &["hooks", "run", "pre-activate", "--dry-run"]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.starts_with("would run ") && out.contains("BASCULE_CONTEXT"), "{out}");
+    let (code, _, _) = bascule(&device, &["hooks", "run", "pre-activate"]);
+    assert_eq!(code, 2, "only an update runs hooks");
+}
+
+#[test]
 fn a_denied_bundle_is_allowed_by_its_name() {
     let device = Device::start();
     let (code, out, _) = bascule(&device, &["allow", "2.0.0"]);
