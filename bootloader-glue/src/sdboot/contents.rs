@@ -1,0 +1,104 @@
+//! What an entry's contents say about its place in the loader's list.
+//!
+//! systemd-boot sorts by `sort-key`, `machine-id` and `version` before it looks at the names. The names decide only where
+//! these are the same in the entries of both groups; so an activation holds one against the other.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::names::Kind;
+
+/// More than any text of an entry, or section of an image that we read, can sensibly have.
+const MOST_BYTES: u64 = 64 * 1024;
+/// More sections than an image can sensibly have.
+const MOST_SECTIONS: u64 = 96;
+
+/// What the loader sorts by before the name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct SortKeys {
+    pub(super) sort_key: Option<String>,
+    pub(super) machine_id: Option<String>,
+    pub(super) version: Option<String>,
+}
+
+impl SortKeys {
+    /// Reads an entry as the loader does; an error is why the loader would not list it, in words.
+    pub(super) fn read(root: &Path, kind: Kind, path: &Path) -> Result<Self, String> {
+        match kind {
+            Kind::Text => Self::of_text(root, &text(path)?),
+            Kind::Image => Self::of_os_release(&section(path, b".osrel\0\0")?),
+        }
+    }
+
+    fn of_text(root: &Path, text: &str) -> Result<Self, String> {
+        let all = || text.lines().filter_map(|line| line.trim().split_once([' ', '\t']));
+        let last = |key: &str| all().rfind(|(is, _)| *is == key).map(|(_, value)| value.trim().to_owned());
+        let program = ["linux", "efi", "uki"].into_iter().find_map(last).ok_or("it names no kernel")?;
+        if !root.join(program.trim_start_matches('/')).is_file() {
+            return Err(format!("there is no file {program}"));
+        }
+        Ok(SortKeys { sort_key: last("sort-key"), machine_id: last("machine-id"), version: last("version") })
+    }
+
+    /// As systemd's `bootspec_pick_name_version_sort_key` picks them.
+    fn of_os_release(text: &str) -> Result<Self, String> {
+        let value = |key: &str| {
+            let found = text.lines().filter_map(|line| line.trim().split_once('=')).rfind(|(is, _)| *is == key);
+            found.map(|(_, value)| value.trim_matches(['"', '\'']).to_owned())
+        };
+        let first = |keys: &[&str]| keys.iter().copied().find_map(value);
+        first(&["PRETTY_NAME", "IMAGE_ID", "NAME", "ID"]).ok_or("its os-release has no name")?;
+        Ok(SortKeys {
+            sort_key: first(&["IMAGE_ID", "ID"]),
+            machine_id: None,
+            version: first(&["IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID"]),
+        })
+    }
+}
+
+/// The words that the kernel is started with.
+pub(super) fn kernel_words(kind: Kind, path: &Path) -> Result<String, String> {
+    match kind {
+        Kind::Text => {
+            let text = text(path)?;
+            let options = text.lines().filter_map(|line| line.trim().strip_prefix("options"));
+            Ok(options.collect::<Vec<_>>().join(" "))
+        }
+        Kind::Image => section(path, b".cmdline"),
+    }
+}
+
+fn text(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(MOST_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    Ok(text)
+}
+
+/// The bytes of one section of a PE file, as text.
+fn section(path: &Path, name: &[u8; 8]) -> Result<String, String> {
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    let read = |at: u64, length: usize| {
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, at).map(|()| bytes).map_err(|_| "it is no EFI program".to_owned())
+    };
+    let number = |at: u64, length: usize| {
+        read(at, length).map(|bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+    };
+    let header = number(0x3c, 4)?;
+    if read(0, 2)? != b"MZ" || read(header, 4)? != b"PE\0\0" {
+        return Err("it is no EFI program".into());
+    }
+    let table = header + 24 + number(header + 20, 2)?;
+    for index in 0..number(header + 6, 2)?.min(MOST_SECTIONS) {
+        let entry = table + index * 40;
+        if read(entry, 8)? == name {
+            let length = number(entry + 8, 4)?.min(number(entry + 16, 4)?).min(MOST_BYTES);
+            let bytes = read(number(entry + 20, 4)?, usize::try_from(length).unwrap_or_default())?;
+            return Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned());
+        }
+    }
+    Err("it is no unified kernel image".into())
+}

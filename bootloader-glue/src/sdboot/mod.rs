@@ -1,0 +1,223 @@
+//! The systemd-boot backend: the names of two boot entries, one for each group.
+//!
+//! ```text
+//! <esp>/loader/loader.conf       LOADER_CONF: of our entries the first one in the loader's order
+//! <esp>/loader/entries/          type 1: bascule-4-a.conf, bascule-5-b+3-0.conf (or .efi in <esp>/EFI/Linux: type 2)
+//! <esp>/bascule/a.conf, b.conf   copies of the entries, to make a lost one anew (optional)
+//! ```
+//! systemd-boot puts exhausted entries last, then sorts by `sort-key`, `machine-id` and `version`, then by name, the highest
+//! version first. We keep the three keys the same (or absent) in both entries, and begin the name with a generation: the
+//! higher generation is tried first. `activate` is then one rename of the target's file, to a generation above the booted
+//! one's. In this table `b` is the target, and the file of `a` never changes its name:
+//!
+//! | state | `a` | `b` | the loader starts |
+//! |---|---|---|---|
+//! | `b` is unbootable, may be half written | `bascule-4-a.conf` | `bascule-3-b.off` (listed nowhere) | `a` |
+//! | activated with 3 tries | same | `bascule-5-b+3-0.conf` | `b`, having renamed it to `…+2-1.conf` |
+//! | on trial | same | `…+2-1.conf`, `…+1-2.conf` | `b`, counted |
+//! | exhausted | same | `bascule-5-b+0-3.conf` (sorted last) | `a` |
+//! | committed | same | `bascule-5-b.conf` | `b`, uncounted |
+//! | rolled back | same | `bascule-5-b.off` | `a` |
+//!
+//! | act | the one rename | why every cut is safe |
+//! |---|---|---|
+//! | mark unbootable | target: listed name to `.off` | the booted group's uncounted entry is not touched; before: the old choice |
+//! | activate | target: `.off` to `+N-0`, generation above the booted one's | both groups are complete, the booted one's entry is not touched |
+//! | mark good | booted: counters removed; a higher generation where the opposite one would be first | both groups are complete |
+//! | roll back | booted: to `.off` | only the opposite group, which is good, is left |
+//!
+//! An act touches one file. So even where a power cut leaves a FAT directory with both names of it, or with neither, the
+//! other group's entry is there and its group complete. Two listed names of one group, none at all, or a name that we
+//! would not have written are *damage*: `mark_unbootable` and `mark_good` then [rebuild](Step), in several renames, first
+//! the booted group's uncounted entry, then the rest. Nothing is ever deleted: two names may share their clusters.
+//!
+//! What the loader does that no name can change: a trial whose count cannot be saved starts uncounted; when nothing else
+//! is listed, an exhausted entry starts; an entry whose kernel does not load leads to a restart (newer versions, counted
+//! entries) or back to the firmware, not to the next entry; and the EFI variables `LoaderEntryOneShot` and
+//! `LoaderEntryDefault` come before `loader.conf` (never use `bootctl set-default`). systemd-bless-boot.service must be
+//! masked: it would commit before the health checks have.
+
+mod contents;
+mod listing;
+pub mod names;
+mod plan;
+pub mod simulator;
+mod store;
+
+use std::path::{Path, PathBuf};
+
+use bascule_core::{BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
+
+use crate::{BootBackend, BootError};
+
+use contents::SortKeys;
+use listing::Listing;
+use names::Kind;
+use plan::Refusal;
+pub use plan::Step;
+
+/// The loader's configuration that we ship: the first of our entries, no menu without a key, nothing of its own beside them.
+///
+/// The pattern keeps entries of others from being started unattended, whatever their names sort like.
+pub const LOADER_CONF: &str = "default bascule-[0-9]*\ntimeout 0\neditor no\nauto-entries no\nauto-firmware no\n";
+
+/// The loader's configuration on the boot partition.
+const MARK: &str = "loader/loader.conf";
+
+/// Keeps the choice of group in the names of boot entries.
+#[derive(Debug, Clone)]
+pub struct SdBootBackend {
+    root: PathBuf,
+    kind: Kind,
+}
+
+/// One call of the trait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// [`BootBackend::mark_unbootable`]
+    MarkUnbootable(TargetGroup),
+    /// [`BootBackend::activate`]
+    Activate(TargetGroup, Tries),
+    /// [`BootBackend::mark_good`]
+    MarkGood(BootedGroup),
+    /// [`BootBackend::roll_back`]
+    RollBack(BootedGroup),
+}
+
+impl SdBootBackend {
+    /// A backend for the boot partition that is mounted at `root`, such as `/boot/efi`, with entries of this kind.
+    #[must_use]
+    pub fn new(root: PathBuf, kind: Kind) -> Self {
+        SdBootBackend { root, kind }
+    }
+
+    /// The durable steps that this act would take now, in order.
+    ///
+    /// # Errors
+    /// Those of the act itself, found before anything is written.
+    pub fn steps(&self, act: Act) -> Result<Vec<Step>, BootError> {
+        let listing = self.listing()?;
+        let (what, plan) = match act {
+            Act::MarkUnbootable(target) => {
+                ("give the target group up", plan::mark_unbootable(&listing, target.group()))
+            }
+            Act::Activate(target, tries) => {
+                ("activate the target group", plan::activate(&listing, target.group(), tries))
+            }
+            Act::MarkGood(booted) => ("commit the booted group", plan::mark_good(&listing, booted.group())),
+            Act::RollBack(booted) => ("go back to the opposite group", plan::roll_back(&listing, booted.group())),
+        };
+        let steps = plan.map_err(|refusal| match refusal {
+            Refusal::NotGood(group) => BootError::NoGoodGroup { act: what, group },
+            Refusal::Damaged(damage) => self.damaged(damage),
+        })?;
+        if let Act::Activate(target, _) = act {
+            self.check_order(&listing, target.group())?;
+        }
+        Ok(steps)
+    }
+
+    /// Takes one step and makes it durable.
+    ///
+    /// # Errors
+    /// When the directory cannot be written, or a lost entry cannot be made anew.
+    pub fn take(&self, step: &Step) -> Result<(), BootError> {
+        let dir = self.directory();
+        match step {
+            Step::Rename { from, to } => store::rename(&dir, from, to),
+            Step::Create { group, to, may_be_empty } => {
+                let kept = self.root.join(format!("bascule/{}{}", group.letter(), self.kind.suffix()));
+                match kept.is_file() {
+                    true => store::create(&dir, Some(&kept), to),
+                    false if *may_be_empty => store::create(&dir, None, to),
+                    // Stopping here is safe: what the loader lists is as it was.
+                    false => Err(self.damaged(format!("there is no entry of group {group}, and no copy of it"))),
+                }
+            }
+        }
+    }
+
+    /// The file of the target group's entry: what its next kernel or text is to be put into while it is unbootable.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn target_file(&self, target: TargetGroup) -> Result<Option<PathBuf>, BootError> {
+        let listing = self.listing()?;
+        Ok(listing.off(target.group()).map(|found| self.directory().join(&found.file)))
+    }
+
+    fn perform(&self, act: Act) -> Result<(), BootError> {
+        for step in self.steps(act)? {
+            self.take(&step)?;
+        }
+        // Also where nothing was to be done: an earlier call may have been cut off before its sync.
+        store::sync(&self.directory())
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.root.join(self.kind.directory())
+    }
+
+    /// Refuses a directory without the loader's configuration: the boot partition may not be mounted.
+    fn listing(&self) -> Result<Listing, BootError> {
+        if !self.root.join(MARK).is_file() {
+            return Err(BootError::NotTheLoaders { dir: self.root.clone(), missing: MARK });
+        }
+        Ok(Listing::of(store::names(&self.directory())?, self.kind))
+    }
+
+    /// The loader must list the target's entry, and nothing but the names may decide between the two.
+    fn check_order(&self, listing: &Listing, target: Group) -> Result<(), BootError> {
+        let keys = |group: Group| {
+            let file = listing.entry(group).map(|found| found.file.as_str()).unwrap_or_default();
+            let path = self.directory().join(file);
+            SortKeys::read(&self.root, self.kind, &path).map_err(|damage| damaged(&path, damage))
+        };
+        // Stopping here is safe: nothing was written.
+        if keys(target)? == keys(target.opposite())? {
+            Ok(())
+        } else {
+            Err(self.damaged("the entries differ in what the loader sorts by before their names".into()))
+        }
+    }
+
+    fn damaged(&self, damage: String) -> BootError {
+        damaged(&self.directory(), damage)
+    }
+}
+
+impl BootBackend for SdBootBackend {
+    fn name(&self) -> &'static str {
+        "systemd-boot"
+    }
+
+    fn view(&self, booted: BootedGroup) -> Result<BootView, BootError> {
+        let listing = self.listing()?;
+        Ok(BootView {
+            settings: if listing.damage().is_none() { Settings::Intact } else { Settings::Damaged },
+            primary: listing.primary().unwrap_or(booted.group()),
+            a: listing.status(Group::A),
+            b: listing.status(Group::B),
+        })
+    }
+
+    fn mark_unbootable(&self, target: TargetGroup) -> Result<(), BootError> {
+        self.perform(Act::MarkUnbootable(target))
+    }
+
+    fn activate(&self, target: TargetGroup, tries: Tries) -> Result<(), BootError> {
+        self.perform(Act::Activate(target, tries))
+    }
+
+    fn mark_good(&self, booted: BootedGroup) -> Result<(), BootError> {
+        self.perform(Act::MarkGood(booted))
+    }
+
+    fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError> {
+        self.perform(Act::RollBack(booted))
+    }
+}
+
+fn damaged(path: &Path, damage: String) -> BootError {
+    BootError::Damaged { path: path.to_owned(), damage }
+}
