@@ -16,6 +16,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`grub`] | the GRUB backend: environment block, durable writes, and [`grub::simulator`] of the script we ship |
+//! | [`uboot`] | the U-Boot backend: the redundant environment, durable writes, and [`uboot::simulator`] of the script we ship |
 //! | [`sdboot`] | the systemd-boot backend: names of boot entries, one rename for each act, and [`sdboot::simulator`] of the loader |
 //! | [`conformance`] | the contract of [`BootBackend`] as a suite that every backend runs against its simulator |
 //! | [`disk`] | which group is booted, which partitions are the slots, and opening the one that may be written |
@@ -27,11 +28,13 @@ pub mod disk;
 mod error;
 pub mod grub;
 pub mod sdboot;
+pub mod uboot;
 
 use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
 pub use error::BootError;
 pub use grub::GrubBackend;
 pub use sdboot::SdBootBackend;
+pub use uboot::UbootBackend;
 
 /// One way of keeping a boot loader's choice of slot group.
 ///
