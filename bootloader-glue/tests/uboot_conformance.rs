@@ -258,6 +258,27 @@ fn lost_settings_are_rebuilt_from_the_initial_environment_and_without_it_not_at_
 }
 
 #[test]
+fn lost_settings_roll_back_only_to_the_group_of_the_fallback() {
+    let dir = device();
+    fs::write(dir.path().join("env.img"), vec![0xff; 2 * SIZE]).unwrap();
+    let backend = backend(dir.path());
+    assert_eq!(backend.roll_back(BootedGroup::proven(A)).unwrap_err().code(), "boot.no-good-group");
+    backend.roll_back(BootedGroup::proven(B)).unwrap();
+    let view = backend.view(BootedGroup::proven(B)).unwrap();
+    assert_eq!((view.primary, view.a, view.b), (A, BootStatus::Good, BootStatus::Unbootable));
+}
+
+#[test]
+fn a_commit_does_not_forget_the_group_that_is_being_written() {
+    let dir = device();
+    let refusing = fs::read(dir.path().join(FALLBACK)).unwrap();
+    perform(dir.path(), A, Act::MarkGood);
+    assert_eq!(fs::read(dir.path().join(FALLBACK)).unwrap(), refusing);
+    perform(dir.path(), A, Act::Activate);
+    assert_ne!(fs::read(dir.path().join(FALLBACK)).unwrap(), refusing);
+}
+
+#[test]
 fn a_new_device_of_a_vendor_keeps_every_other_variable_byte_by_byte() {
     let dir = bare();
     let others = b"# a comment\0 blanks=in front\0gone=\0x=1\0bootcmd=a\\\\b; c=d\0x=2\0junk\0\xff\xfe=\x01\0";

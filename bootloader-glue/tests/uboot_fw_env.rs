@@ -188,6 +188,15 @@ fn entries_are_read_as_uboot_imports_them() {
 }
 
 #[test]
+fn a_variable_that_stands_there_twice_is_set_once() {
+    let mut variables = Variables::parse(b"a=1\0x=1\0b=2\0 x=3\0x=\0\0").unwrap();
+    variables.set("x", "9");
+    assert_eq!(variables.get("x").unwrap(), b"9");
+    let bytes = variables.to_redundant(0, 64).unwrap();
+    assert!(bytes[5..].starts_with(b"a=1\0x=9\0b=2\0\0"));
+}
+
+#[test]
 fn a_configuration_is_read_as_the_tools_read_it() {
     let place = |path: &str, offset| Place { path: path.into(), offset };
     let read = |text: &str| EnvConfig::parse(text.as_bytes());
