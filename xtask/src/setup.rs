@@ -21,7 +21,7 @@ const fn package(name: &'static str, proof: &'static str, reason: &'static str) 
     Package { name, proof, reason }
 }
 
-const PACKAGES: [Package; 17] = [
+const PACKAGES: [Package; 18] = [
     package("gcc", "gcc", "compiles zstd and aws-lc and links our programs"),
     package("libc6-dev", "/usr/include/stdio.h", "the C library's headers and its static form"),
     package("binutils", "strip", "takes the debug information off the programs that go into a guest"),
@@ -32,6 +32,7 @@ const PACKAGES: [Package; 17] = [
     package("mtools", "mcopy", "looks into the FAT partition from outside in tests"),
     package("dosfstools", "mkfs.fat", "makes and checks the FAT partition"),
     package("gdisk", "sgdisk", "what our reading of partition tables is compared with"),
+    package("libubootenv-tool", "fw_setenv", "what our reading of U-Boot's environment is compared with"),
     package("e2fsprogs", "mke2fs", "makes the root and data file systems"),
     package("util-linux", "losetup", "loop devices, unshare and mount for images and tests"),
     package("mmdebstrap", "mmdebstrap", "makes the Debian systems that the devices run"),

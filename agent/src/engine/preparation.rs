@@ -35,7 +35,9 @@ pub(super) fn ways(device: &Device) -> Ways {
 /// Puts this thread, and those it starts, behind everybody else who wants the disk, where the system has `ionice`.
 fn stand_back() {
     let thread = nix::unistd::gettid().to_string();
-    let command = Command::new("ionice").arg("--class").arg("idle").arg("--pid").arg(thread);
+    // Not the idle class: a scheduler that keeps it waiting for long can make a device's own time limits run out.
+    let words = ["--class", "best-effort", "--classdata", "7", "--pid"];
+    let command = words.iter().fold(Command::new("ionice"), |command, word| command.arg(*word)).arg(thread);
     let outcome = runner::run(&command, &Limits::within(STAND_BACK), &AtomicBool::new(false));
     if !outcome.succeeded() {
         tracing::info!(outcome = outcome.reason(), "the preparation is not put behind others who use the disk");

@@ -91,7 +91,7 @@ fn area_of(code: &str) -> Option<&str> {
 
 /// Whether it is the name of a file rather than a code.
 fn is_file_name(text: &str) -> bool {
-    [".toml", ".json", ".service", ".sock", ".socket", ".img", ".d", ".cfg", ".bascule"]
+    [".toml", ".json", ".service", ".sock", ".socket", ".img", ".d", ".cfg", ".bascule", ".scr", ".cmd"]
         .iter()
         .any(|end| text.ends_with(end))
 }
