@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bascule_boot::BootBackend;
 use bascule_core::{
-    Action, BootStatus, BootedGroup, ErrorReport, Group, Phase, RollbackReason, Settings, State, Step, decide,
+    Action, BootStatus, BootedGroup, ErrorReport, Phase, RollbackReason, Settings, State, Step, decide,
 };
 use bascule_hooks::HealthPolicy;
 use bascule_hooks::runner::{self, Command, Limits};
@@ -237,7 +237,7 @@ fn told(error: &DeviceError, what: &'static str) {
 /// [`DeviceError`]; what was not finished is finished by the daemon, or at the next start.
 pub fn rollback_altboot(paths: &Paths, config: &Config) -> Result<(), DeviceError> {
     let record = state::load(&paths.resolve(&config.state.directory))?;
-    if !concerns(&record.state, Parts::find(paths, config)?.layout.booted.group()) {
+    if !record.state.has_target_beside(Parts::find(paths, config)?.layout.booted.group()) {
         tracing::info!("no fallback of the loader: nothing to do");
         return Ok(());
     }
@@ -253,7 +253,7 @@ pub fn rollback_altboot(paths: &Paths, config: &Config) -> Result<(), DeviceErro
             }
             _ => false,
         };
-        if !ours || !concerns(&device.record().state, seen.booted) {
+        if !ours || !device.record().state.has_target_beside(seen.booted) {
             break;
         }
         tracing::warn!(reason = decision.reason, "the loader fell back");
@@ -272,16 +272,6 @@ pub fn rollback_altboot(paths: &Paths, config: &Config) -> Result<(), DeviceErro
         );
     }
     Ok(())
-}
-
-/// Whether the record speaks of a target that was activated and is not what runs.
-fn concerns(state: &State, booted: Group) -> bool {
-    match state {
-        State::Activating { deployment }
-        | State::Activated { deployment, .. }
-        | State::RollingBack { deployment, .. } => deployment.target != booted,
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ pub mod conformance;
 pub mod disk;
 mod error;
 pub mod grub;
+mod script;
 pub mod sdboot;
 pub mod uboot;
 

@@ -118,6 +118,17 @@ pub enum State {
 }
 
 impl State {
+    /// Whether it speaks of a target that was activated, and that is not what runs.
+    #[must_use]
+    pub fn has_target_beside(&self, booted: Group) -> bool {
+        match self {
+            State::Activating { deployment }
+            | State::Activated { deployment, .. }
+            | State::RollingBack { deployment, .. } => deployment.target != booted,
+            _ => false,
+        }
+    }
+
     /// The deployment on its way, if there is one.
     #[must_use]
     pub fn deployment(&self) -> Option<&Deployment> {

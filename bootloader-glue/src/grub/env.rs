@@ -4,6 +4,8 @@
 //! the file. Two readers: [`Block::parse`] takes only the form that we write ourselves, [`variables`] reads whatever
 //! GRUB 2.06 would read, mistakes included.
 
+use crate::script::unescape;
+
 /// Length of the whole block: what `grub-editenv create` makes and GRUB rewrites in place.
 pub const BLOCK_LEN: usize = 1024;
 
@@ -158,15 +160,6 @@ fn split_name(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let (name, value) = (line.get(..equals)?, line.get(equals + 1..)?);
     let of_our_form = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-.".contains(byte);
     (!name.is_empty() && name.iter().all(of_our_form)).then_some((name, value))
-}
-
-fn unescape(value: &[u8]) -> Vec<u8> {
-    let mut bytes = value.iter();
-    let mut plain = Vec::with_capacity(value.len());
-    while let Some(byte) = bytes.next() {
-        plain.push(if *byte == b'\\' { *bytes.next().unwrap_or(byte) } else { *byte });
-    }
-    plain
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {

@@ -17,10 +17,11 @@ use std::path::PathBuf;
 
 use bascule_core::{BootStatus, BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
 
+use crate::script::{self, order};
 use crate::{BootBackend, BootError};
 
 use env::{Block, Damage};
-use settings::{GroupSettings, fallback_group, order, variable};
+use settings::{GroupSettings, fallback_group, variable};
 
 /// The script we ship; `bascule-image disk create` puts it on the EFI system partition.
 pub const SCRIPT: &str = include_str!("../../grub/grub.cfg");
@@ -60,18 +61,8 @@ impl GrubBackend {
         self.dir.join("fallback")
     }
 
-    /// Refuses a directory without our script: nothing may be created below a mount point that is not mounted.
-    fn check_directory(&self) -> Result<(), BootError> {
-        const MARK: &str = "grub.cfg";
-        if self.dir.join(MARK).is_file() {
-            Ok(())
-        } else {
-            Err(BootError::NotTheLoaders { dir: self.dir.clone(), missing: MARK })
-        }
-    }
-
     fn stored(&self) -> Result<Stored, BootError> {
-        self.check_directory()?;
+        script::must_lie_in(&self.dir, "grub.cfg")?;
         let Some(bytes) = store::read(&self.grubenv())? else { return Ok(Stored::Damaged(Damage::Missing, None)) };
         let intact = Block::parse(&bytes).and_then(|block| GroupSettings::of_block(&block).map(|read| (block, read)));
         Ok(match intact {

@@ -2,6 +2,8 @@
 
 use bascule_core::{BootStatus, Group};
 
+use crate::script::status;
+
 use super::env::{self, Block, Damage};
 
 /// The variables of the file `grubenv`: `order`, `group_a`, `group_b`.
@@ -51,24 +53,6 @@ impl GroupSettings {
             Group::A => a,
             Group::B => b,
         }
-    }
-}
-
-/// What a value of `group_a` or `group_b` means: everything that is neither `good` nor one digit is unbootable.
-fn status(value: &[u8]) -> BootStatus {
-    match value {
-        b"good" => BootStatus::Good,
-        b"0" => BootStatus::Exhausted,
-        [digit @ b'1'..=b'9'] => BootStatus::Trial { tries_left: digit - b'0' },
-        _ => BootStatus::Unbootable,
-    }
-}
-
-/// The value of `order` with `first` first.
-pub(super) fn order(first: Group) -> &'static str {
-    match first {
-        Group::A => "a b",
-        Group::B => "b a",
     }
 }
 

@@ -8,23 +8,7 @@ use bascule_core::Group;
 use super::env::{self, MAGIC, split_line};
 use super::settings::fallback_group;
 
-/// Whether GRUB can write its settings at this start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Saving {
-    /// The write reaches the disk.
-    Works,
-    /// The write fails: a read-only medium, a firmware that refuses.
-    Fails,
-}
-
-/// How one start ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// A group's kernel was started.
-    Started(Group),
-    /// Nothing could be started: GRUB waits at the recovery menu.
-    Recovery,
-}
+pub use crate::script::{Ending, Saving};
 
 /// One start of the loader.
 #[derive(Debug, Clone, PartialEq, Eq)]

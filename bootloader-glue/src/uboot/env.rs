@@ -8,6 +8,8 @@
 //! Entries are read as U-Boot's `himport_r` reads them, oddities included, and kept as they stand: what is not ours is
 //! written back byte by byte. The choice between two copies is that of U-Boot's `env_check_redund`.
 
+use crate::script::unescape;
+
 /// The largest environment that is read: eight times the largest that any board we know has.
 pub const MAX_SIZE: usize = 1 << 20;
 
@@ -247,14 +249,4 @@ fn read(entry: &[u8]) -> Entry {
         None | Some([]) => Entry::Removes(name),
         Some(value) => Entry::Sets(name, unescape(value)),
     }
-}
-
-/// `\` protects the next byte; at the end it stands for itself.
-fn unescape(value: &[u8]) -> Vec<u8> {
-    let mut bytes = value.iter();
-    let mut plain = Vec::with_capacity(value.len());
-    while let Some(byte) = bytes.next() {
-        plain.push(if *byte == b'\\' { *bytes.next().unwrap_or(byte) } else { *byte });
-    }
-    plain
 }

@@ -33,12 +33,13 @@ use std::path::PathBuf;
 
 use bascule_core::{BootStatus, BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
 
+use crate::script::{self, order};
 use crate::{BootBackend, BootError};
 
 use config::{ConfigError, Copies, EnvConfig, Place};
 use env::{Damage, Variables};
 pub use settings::FALLBACK_LEN;
-use settings::{Fallback, GroupSettings, order, variable};
+use settings::{Fallback, GroupSettings, variable};
 use store::Missing;
 
 /// The script we ship, before `mkimage -A arm64 -T script -C none -d boot.cmd boot.scr`.
@@ -89,18 +90,8 @@ impl UbootBackend {
         }
     }
 
-    /// Refuses a directory without our script: nothing may be created below a mount point that is not mounted.
-    fn check_directory(&self) -> Result<(), BootError> {
-        const MARK: &str = "boot.scr";
-        if self.dir.join(MARK).is_file() {
-            Ok(())
-        } else {
-            Err(BootError::NotTheLoaders { dir: self.dir.clone(), missing: MARK })
-        }
-    }
-
     fn stored(&self) -> Result<Stored, BootError> {
-        self.check_directory()?;
+        script::must_lie_in(&self.dir, "boot.scr")?;
         let [first, second] = &self.places;
         let copies = [self.copy(first)?, self.copy(second)?];
         let fallback = self.fallback()?;

@@ -2,6 +2,8 @@
 
 use bascule_core::{BootStatus, Group};
 
+use crate::script::status;
+
 use super::env::{self, Damage, Variables};
 
 /// Length of the file `bascule-fallback`: one sector.
@@ -53,24 +55,6 @@ impl GroupSettings {
 
     pub(super) fn may_start(&self, group: Group) -> bool {
         matches!(self.status(group), BootStatus::Good | BootStatus::Trial { .. })
-    }
-}
-
-/// What a value of `bascule_a` or `bascule_b` means: everything that is neither `good` nor one digit is unbootable.
-pub(super) fn status(value: &[u8]) -> BootStatus {
-    match value {
-        b"good" => BootStatus::Good,
-        b"0" => BootStatus::Exhausted,
-        [digit @ b'1'..=b'9'] => BootStatus::Trial { tries_left: digit - b'0' },
-        _ => BootStatus::Unbootable,
-    }
-}
-
-/// The value of `bascule_order` with `first` first.
-pub(super) fn order(first: Group) -> &'static str {
-    match first {
-        Group::A => "a b",
-        Group::B => "b a",
     }
 }
 

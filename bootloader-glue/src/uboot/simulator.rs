@@ -9,23 +9,7 @@ use bascule_core::Group;
 use super::env::{self, Variables};
 use super::settings::{Fallback, variable};
 
-/// Whether U-Boot can write its environment at this start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Saving {
-    /// The write reaches the disk.
-    Works,
-    /// `saveenv` fails: a read-only medium, an environment that is full, a U-Boot without the command.
-    Fails,
-}
-
-/// How one start ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// A group's kernel was started.
-    Started(Group),
-    /// Nothing could be started: the script returns to U-Boot.
-    Recovery,
-}
+pub use crate::script::{Ending, Saving};
 
 /// One start of the loader.
 #[derive(Debug, Clone, PartialEq, Eq)]

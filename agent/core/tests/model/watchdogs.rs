@@ -138,7 +138,7 @@ impl World {
                 action,
                 Action::MarkUnbootable | Action::Record(Step::RollingBack(_)) | Action::Record(Step::Committed)
             );
-            if !ours || !concerns(&own.record.state, self.booted) {
+            if !ours || !own.record.state.has_target_beside(self.booted) {
                 break;
             }
             self.note(|| "    rollback-altboot:".into());
@@ -148,15 +148,5 @@ impl World {
             }
         }
         Ok(true)
-    }
-}
-
-/// Whether the record speaks of a target that was activated and is not what runs.
-fn concerns(state: &State, booted: Group) -> bool {
-    match state {
-        State::Activating { deployment }
-        | State::Activated { deployment, .. }
-        | State::RollingBack { deployment, .. } => deployment.target != booted,
-        _ => false,
     }
 }
