@@ -24,7 +24,6 @@
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
@@ -32,6 +31,7 @@ use std::process::ExitCode;
 use bascule_core::Disposition;
 use bascule_hooks::runner::{CANNOT_ENTER, CANNOT_START, CANNOT_START_PREFIX, Containment};
 
+use crate::device;
 use crate::paths::Paths;
 
 /// The most tasks of one hook or check.
@@ -184,14 +184,13 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 
 /// The folder of the group we are in.
 fn own_group(paths: &Paths) -> Result<PathBuf, NoGroups> {
-    let read = |path: PathBuf| match fs::read_to_string(&path) {
-        Ok(text) => Ok(text),
-        Err(source) => Err(NoGroups::Unreadable { path, source }),
-    };
-    let mounts = paths.root().join("proc/self/mountinfo");
-    let group = read(paths.root().join("proc/self/cgroup"))?.lines().find_map(v2_group);
-    let mounted = read(mounts.clone())?;
-    let folder = group.and_then(|group| mounted.lines().find_map(|line| below_mount(line, &group)));
+    let (own, mounts) = (paths.root().join("proc/self/cgroup"), paths.root().join("proc/self/mountinfo"));
+    let text = fs::read_to_string(&own).map_err(|source| NoGroups::Unreadable { path: own, source })?;
+    let group = text.lines().find_map(v2_group);
+    let mounted = device::sysfs(paths)
+        .mounted("cgroup2")
+        .map_err(|error| NoGroups::Unreadable { path: mounts.clone(), source: io::Error::other(error) })?;
+    let folder = group.and_then(|group| mounted.iter().find_map(|(shown, at)| below_mount(shown, at, &group)));
     folder.map(|folder| paths.resolve(&folder)).ok_or(NoGroups::NoHierarchy { mounts })
 }
 
@@ -203,36 +202,10 @@ fn v2_group(line: &str) -> Option<PathBuf> {
     (group.is_absolute() && plain).then_some(group)
 }
 
-/// The group's folder, where this line of `/proc/self/mountinfo` is a mount of the unified hierarchy that shows it.
-fn below_mount(line: &str, group: &Path) -> Option<PathBuf> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    if file_system.split(' ').next() != Some("cgroup2") {
-        return None;
-    }
-    let mut fields = mount.split(' ').skip(3);
-    let (shown, mount_point) = (unescape(fields.next()?), unescape(fields.next()?));
-    let inside = group.strip_prefix(&shown).ok()?;
-    Some(if inside.as_os_str().is_empty() { mount_point } else { mount_point.join(inside) })
-}
-
-/// Blanks and backslashes stand as `\ooo` in that file.
-fn unescape(field: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let octal = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
-        match after.get(..3).filter(|_| *first == b'\\').and_then(octal) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
+/// The group's folder, where this mount of the unified hierarchy shows it.
+fn below_mount(shown: &Path, mount_point: &Path, group: &Path) -> Option<PathBuf> {
+    let inside = group.strip_prefix(shown).ok()?;
+    Some(if inside.as_os_str().is_empty() { mount_point.to_owned() } else { mount_point.join(inside) })
 }
 
 #[cfg(test)]
@@ -289,10 +262,10 @@ mod tests {
 
     #[test]
     fn a_mount_shows_the_groups_below_its_own_root() {
-        let shown = |line: &str, group: &str| below_mount(line, Path::new(group));
-        assert_eq!(shown(V2, "/"), Some("/sys/fs/cgroup".into()));
-        let part = "29 23 0:26 /box /my\\040groups\\134 rw - cgroup2 none rw";
-        assert_eq!(shown(part, "/box/a"), Some("/my groups\\/a".into()));
-        assert_eq!(shown(part, "/other"), None);
+        let shown =
+            |inner: &str, point: &str, group: &str| below_mount(Path::new(inner), Path::new(point), Path::new(group));
+        assert_eq!(shown("/", "/sys/fs/cgroup", "/"), Some("/sys/fs/cgroup".into()));
+        assert_eq!(shown("/box", "/my groups\\", "/box/a"), Some("/my groups\\/a".into()));
+        assert_eq!(shown("/box", "/my groups", "/other"), None);
     }
 }

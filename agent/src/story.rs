@@ -72,8 +72,9 @@ impl Stories {
         fs::create_dir_all(&self.folder)?;
         let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
         let length = file.metadata()?.len();
-        // The last quarter is kept for what happens, not for what is waited for.
-        if length >= FILE_LIMIT || (length >= EVIDENCE_LIMIT && event.what == "waiting") {
+        // The last quarter is kept for what happens, not for what is said again each time somebody asks for later.
+        let again = matches!(event.what.as_str(), "waiting" | "baseline");
+        if length >= FILE_LIMIT || (length >= EVIDENCE_LIMIT && again) {
             return Ok(());
         }
         let short = Event { checks: Vec::new(), ..event.clone() };

@@ -88,6 +88,15 @@ impl Blocker {
     pub fn new(code: &str, reason: impl Into<String>, hint: impl Into<String>) -> Self {
         Blocker { code: code.to_owned(), reason: reason.into(), hint: hint.into() }
     }
+
+    /// Whether it may go away by itself, so that asking again later makes sense.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "hooks.deferred" | "disk.held" | "device.power" | "device.locked" | "device.inhibited"
+        )
+    }
 }
 
 /// The code of a bundle that is what runs already: nothing to do, and no failure.

@@ -289,11 +289,8 @@ async fn in_the_way(client: &Client, status: &Status) -> Vec<Finding> {
     let new = blockers
         .into_iter()
         .filter(|blocker| !blocker.code.starts_with("request.") && !status.blocked.contains(blocker));
-    let passes = |code: &str| {
-        matches!(code, "device.locked" | "device.inhibited" | "device.power" | "hooks.deferred" | "disk.held")
-    };
     new.map(|blocker| Finding {
-        retryable: passes(&blocker.code),
+        retryable: blocker.may_pass(),
         ..Finding::bad("conditions", format!("[{}] {}", blocker.code, blocker.reason), blocker.hint)
     })
     .collect()

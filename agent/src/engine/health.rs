@@ -17,8 +17,6 @@ use crate::shared::CheckView;
 
 /// The longest reason that is recorded, in characters.
 const DETAIL_LIMIT: usize = 1000;
-/// The end of a check's output that is kept, in bytes.
-const EVIDENCE: usize = 4096;
 /// How often a waiting job looks whether it was cancelled.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -203,14 +201,8 @@ fn shown(result: &CheckResult) -> CheckView {
         requirement: result.requirement.name().to_owned(),
         passed: result.passed,
         millis: u64::try_from(result.outcome.duration.as_millis()).unwrap_or(u64::MAX),
-        output: evidence(&result.outcome.output_tail).to_owned(),
+        output: result.evidence().to_owned(),
     }
-}
-
-/// The end of what a check said.
-fn evidence(output: &str) -> &str {
-    let begin = (output.len().saturating_sub(EVIDENCE)..).find(|at| output.is_char_boundary(*at)).unwrap_or_default();
-    output.get(begin..).unwrap_or_default()
 }
 
 /// Which checks that count failed in the last round, and what they said.

@@ -193,8 +193,7 @@ pub(super) fn slot_blocker(slot: &Slot, target: TargetGroup, sysfs: &Sysfs) -> O
 fn refused(found: &[Blocker]) -> Option<Refused> {
     // That a bundle is installed already outweighs whatever else would speak against it.
     let first = found.iter().find(|blocker| blocker.code == SAME).or(found.first())?;
-    let retryable =
-        found.iter().all(|blocker| matches!(blocker.code.as_str(), "hooks.deferred" | "disk.held" | "device.power"));
+    let retryable = found.iter().all(Blocker::may_pass);
     let error = ErrorReport {
         code: first.code.clone(),
         phase: Phase::Check,

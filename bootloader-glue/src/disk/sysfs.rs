@@ -141,6 +141,15 @@ impl Sysfs {
     }
 
     /// Every mount of this process.
+    /// The mounts of one kind of file system: the folder of it that is mounted, and where.
+    ///
+    /// # Errors
+    /// [`DiskError::Read`] and [`DiskError::Form`].
+    pub fn mounted(&self, kind: &str) -> Result<Vec<(PathBuf, PathBuf)>, DiskError> {
+        let of_kind = self.mounts()?.into_iter().filter(|mount| mount.kind == kind);
+        Ok(of_kind.map(|mount| (mount.inner.into(), mount.point.into())).collect())
+    }
+
     pub(super) fn mounts(&self) -> Result<Vec<Mount>, DiskError> {
         let path = self.path("proc/self/mountinfo");
         let text = read(&path)?;
