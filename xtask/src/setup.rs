@@ -21,7 +21,7 @@ const fn package(name: &'static str, proof: &'static str, reason: &'static str) 
     Package { name, proof, reason }
 }
 
-const PACKAGES: [Package; 18] = [
+const PACKAGES: [Package; 19] = [
     package("gcc", "gcc", "compiles zstd and aws-lc and links our programs"),
     package("libc6-dev", "/usr/include/stdio.h", "the C library's headers and its static form"),
     package("binutils", "strip", "takes the debug information off the programs that go into a guest"),
@@ -29,6 +29,7 @@ const PACKAGES: [Package; 18] = [
     package("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "UEFI firmware of the devices"),
     package("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/normal.mod", "GRUB's modules, for the devices' loader"),
     package("grub-common", "grub-mkimage", "makes the loader; grub-editenv is what ours is compared with"),
+    package("systemd-boot-efi", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi", "what our simulator is compared with"),
     package("mtools", "mcopy", "looks into the FAT partition from outside in tests"),
     package("dosfstools", "mkfs.fat", "makes and checks the FAT partition"),
     package("gdisk", "sgdisk", "what our reading of partition tables is compared with"),
