@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use bascule_core::{Disposition, Group};
 
+use crate::efi::EfiError;
+
 /// Why the boot settings could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -62,6 +64,9 @@ pub enum BootError {
         /// The group that would have to be good.
         group: Group,
     },
+    /// The firmware's variables cannot be used as they are.
+    #[error(transparent)]
+    Efi(#[from] EfiError),
 }
 
 impl BootError {
@@ -76,6 +81,7 @@ impl BootError {
             BootError::Damaged { .. } => "boot.damaged",
             BootError::NoRoom { .. } => "boot.no-room",
             BootError::NoGoodGroup { .. } => "boot.no-good-group",
+            BootError::Efi(error) => error.code(),
         }
     }
 
@@ -96,6 +102,7 @@ impl BootError {
             BootError::NoGoodGroup { group, .. } => {
                 format!("make group {group} good first: `bascule commit` does when it is the booted one")
             }
+            BootError::Efi(error) => error.hint(),
         }
     }
 
@@ -110,6 +117,7 @@ impl BootError {
             BootError::ReadBack { .. } | BootError::NoRoom { .. } | BootError::NoGoodGroup { .. } => {
                 Disposition::Person
             }
+            BootError::Efi(error) => error.disposition(),
         }
     }
 }

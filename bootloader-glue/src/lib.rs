@@ -18,6 +18,7 @@
 //! | [`grub`] | the GRUB backend: environment block, durable writes, and [`grub::simulator`] of the script we ship |
 //! | [`uboot`] | the U-Boot backend: the redundant environment, durable writes, and [`uboot::simulator`] of the script we ship |
 //! | [`sdboot`] | the systemd-boot backend: names of boot entries, one rename for each act, and [`sdboot::simulator`] of the loader |
+//! | [`efi`] | the EFI backend: the firmware's own variables, and [`efi::simulator`] of its boot manager |
 //! | [`conformance`] | the contract of [`BootBackend`] as a suite that every backend runs against its simulator |
 //! | [`disk`] | which group is booted, which partitions are the slots, and opening the one that may be written |
 //!
@@ -25,6 +26,7 @@
 
 pub mod conformance;
 pub mod disk;
+pub mod efi;
 mod error;
 pub mod grub;
 mod script;
@@ -32,6 +34,7 @@ pub mod sdboot;
 pub mod uboot;
 
 use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
+pub use efi::EfiBackend;
 pub use error::BootError;
 pub use grub::GrubBackend;
 pub use sdboot::SdBootBackend;
