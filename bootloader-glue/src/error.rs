@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use bascule_core::{Disposition, Group};
 
+use crate::custom::CustomError;
 use crate::efi::EfiError;
 
 /// Why the boot settings could not be read or changed.
@@ -67,6 +68,9 @@ pub enum BootError {
     /// The firmware's variables cannot be used as they are.
     #[error(transparent)]
     Efi(#[from] EfiError),
+    /// An integrator's program did not do what it was asked for.
+    #[error(transparent)]
+    Custom(#[from] CustomError),
 }
 
 impl BootError {
@@ -82,6 +86,7 @@ impl BootError {
             BootError::NoRoom { .. } => "boot.no-room",
             BootError::NoGoodGroup { .. } => "boot.no-good-group",
             BootError::Efi(error) => error.code(),
+            BootError::Custom(error) => error.code(),
         }
     }
 
@@ -103,6 +108,7 @@ impl BootError {
                 format!("make group {group} good first: `bascule commit` does when it is the booted one")
             }
             BootError::Efi(error) => error.hint(),
+            BootError::Custom(error) => error.hint(),
         }
     }
 
@@ -118,6 +124,7 @@ impl BootError {
                 Disposition::Person
             }
             BootError::Efi(error) => error.disposition(),
+            BootError::Custom(error) => error.disposition(),
         }
     }
 }

@@ -19,12 +19,14 @@
 //! | [`uboot`] | the U-Boot backend: the redundant environment, durable writes, and [`uboot::simulator`] of the script we ship |
 //! | [`sdboot`] | the systemd-boot backend: names of boot entries, one rename for each act, and [`sdboot::simulator`] of the loader |
 //! | [`efi`] | the EFI backend: the firmware's own variables, and [`efi::simulator`] of its boot manager |
+//! | [`custom`] | the custom backend: an integrator's program that speaks JSON |
 //! | [`conformance`] | the contract of [`BootBackend`] as a suite that every backend runs against its simulator |
 //! | [`disk`] | which group is booted, which partitions are the slots, and opening the one that may be written |
 //!
 //! A backend decides nothing: `bascule-core` says what to do, and a backend does it so that it survives a power cut.
 
 pub mod conformance;
+pub mod custom;
 pub mod disk;
 pub mod efi;
 mod error;
@@ -34,6 +36,7 @@ pub mod sdboot;
 pub mod uboot;
 
 use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
+pub use custom::CustomBackend;
 pub use efi::EfiBackend;
 pub use error::BootError;
 pub use grub::GrubBackend;
