@@ -8,6 +8,7 @@ pub(crate) mod pairs;
 mod places;
 mod shell;
 mod system;
+pub(crate) mod uboot;
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -31,8 +31,8 @@ const COMMANDS: [Command; 10] = [
     },
     Command {
         name: "image",
-        arguments: "",
-        about: "make the demo's systems, bundles and factory disk below target/bascule",
+        arguments: "[uboot]",
+        about: "make the demo's systems, bundles and factory disk below target/bascule; or U-Boot for its tests",
         run: scenes::image,
     },
     Command { name: "vm", arguments: "", about: "a shell on the serial console of a ready device", run: scenes::vm },

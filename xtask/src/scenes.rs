@@ -6,9 +6,14 @@ use anyhow::{Result, ensure};
 
 use crate::{cargo, image, setup};
 
-/// Makes everything the virtual machines start from.
+/// Makes everything the virtual machines start from; with `uboot` only the U-Boot that real devices are tested with.
 pub(crate) fn image(arguments: &[String]) -> Result<ExitCode> {
-    ensure!(arguments.is_empty(), "`cargo xtask image` takes no arguments");
+    if arguments == ["uboot"] {
+        setup::ensure_for_uboot()?;
+        println!("U-Boot: {}", image::uboot::ensure()?.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(arguments.is_empty(), "`cargo xtask image` takes nothing or `uboot`");
     let images = prepare()?;
     println!("images: {}", images.directory.display());
     Ok(ExitCode::SUCCESS)

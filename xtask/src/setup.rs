@@ -21,13 +21,14 @@ const fn package(name: &'static str, proof: &'static str, reason: &'static str) 
     Package { name, proof, reason }
 }
 
-const PACKAGES: [Package; 19] = [
+const PACKAGES: [Package; 20] = [
     package("gcc", "gcc", "compiles zstd and aws-lc and links our programs"),
     package("libc6-dev", "/usr/include/stdio.h", "the C library's headers and its static form"),
     package("binutils", "strip", "takes the debug information off the programs that go into a guest"),
     package("qemu-system-x86", "qemu-system-x86_64", "runs the devices"),
     package("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "UEFI firmware of the devices"),
     package("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/normal.mod", "GRUB's modules, for the devices' loader"),
+    package("grub-pc-bin", "/usr/lib/grub/i386-pc/boot.img", "GRUB for devices with a BIOS"),
     package("grub-common", "grub-mkimage", "makes the loader; grub-editenv is what ours is compared with"),
     package("systemd-boot-efi", "/usr/lib/systemd/boot/efi/systemd-bootx64.efi", "what our simulator is compared with"),
     package("mtools", "mcopy", "looks into the FAT partition from outside in tests"),
@@ -62,6 +63,15 @@ const FOR_BENCH: [Package; 11] = [
     package("zchunk", "zck", "what a delta is measured against"),
 ];
 
+/// What only `cargo xtask image uboot` needs, beside what everything needs.
+const FOR_UBOOT: [Package; 5] = [
+    package("make", "make", "builds U-Boot"),
+    package("bison", "bison", "makes a part of U-Boot's device tree compiler"),
+    package("flex", "flex", "makes a part of U-Boot's device tree compiler"),
+    package("libssl-dev", "/usr/include/openssl/ssl.h", "U-Boot's mkimage signs with it"),
+    package("dpkg-dev", "dpkg-source", "unpacks U-Boot's source"),
+];
+
 /// What root can do without.
 const ONLY_WITHOUT_ROOT: &str = "uidmap";
 
@@ -90,6 +100,15 @@ pub(crate) fn ensure_for_bench() -> Result<()> {
     ensure_all(&FOR_BENCH)
 }
 
+/// Sees that what only the build of U-Boot needs is there too.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_for_uboot() -> Result<()> {
+    ensure()?;
+    ensure_all(&FOR_UBOOT)
+}
+
 fn ensure_all(packages: &'static [Package]) -> Result<()> {
     let missing = missing(packages)?;
     if missing.is_empty() {
@@ -105,8 +124,8 @@ fn ensure_all(packages: &'static [Package]) -> Result<()> {
 }
 
 fn list() -> Result<ExitCode> {
-    let missing = [missing(&PACKAGES)?, missing(&FOR_BENCH)?].concat();
-    for package in PACKAGES.iter().chain(&FOR_BENCH) {
+    let missing = [missing(&PACKAGES)?, missing(&FOR_BENCH)?, missing(&FOR_UBOOT)?].concat();
+    for package in PACKAGES.iter().chain(&FOR_BENCH).chain(&FOR_UBOOT) {
         let is_missing = missing.contains(&package);
         print!("{}", if is_missing { "missing  " } else { "there    " });
         show(package);
@@ -203,10 +222,11 @@ mod tests {
 
     #[test]
     fn every_package_has_a_reason_and_is_named_once() {
-        let mut names: Vec<_> = PACKAGES.iter().chain(&FOR_BENCH).map(|package| package.name).collect();
+        let all = PACKAGES.iter().chain(&FOR_BENCH).chain(&FOR_UBOOT);
+        let mut names: Vec<_> = all.map(|package| package.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), PACKAGES.len() + FOR_BENCH.len());
+        assert_eq!(names.len(), PACKAGES.len() + FOR_BENCH.len() + FOR_UBOOT.len());
         assert!(PACKAGES.iter().all(|package| !package.reason.is_empty() && !package.proof.is_empty()));
     }
 }
