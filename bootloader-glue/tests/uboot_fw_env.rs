@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bascule_boot::uboot::config::{ConfigError, Copies, EnvConfig, Place};
-use bascule_boot::uboot::env::{Damage, MAX_SIZE, Variables, crc32, newer, redundant, single};
+use bascule_boot::uboot::env::{Damage, MAX_SIZE, Variables, crc32, newer, redundant};
 use bascule_boot::uboot::simulator::{self, Saving};
 use bascule_boot::{BootBackend, UbootBackend};
 use bascule_core::{BootStatus, BootedGroup, Group, Settings, Tries};
@@ -159,11 +159,7 @@ fn the_tool_reads_what_the_simulated_loader_saves() {
 }
 
 #[test]
-fn the_single_form_is_read_and_a_backend_for_it_refused() {
-    let data = b"a=1\0bootcmd=x\0\0\xff\xff".to_vec();
-    let bytes = [&crc32(&data).to_le_bytes()[..], &data].concat();
-    assert_eq!(Variables::parse(single(&bytes).unwrap()).unwrap().get("a").unwrap(), b"1");
-    assert_eq!(single(&bytes[..bytes.len() - 1]), None);
+fn a_backend_for_one_copy_is_refused() {
     let config = EnvConfig::parse(b"/x/env 0 0x2000").unwrap();
     assert_eq!(UbootBackend::new(config, "/x".into()).unwrap_err(), ConfigError::NotRedundant);
 }
@@ -259,7 +255,7 @@ fn a_negative_offset_counts_from_the_end() {
 proptest! {
     #[test]
     fn no_bytes_make_a_reader_stop(bytes in proptest::collection::vec(any::<u8>(), 0..2048), flag in any::<u8>()) {
-        let _ = (redundant(&bytes), single(&bytes), Variables::of_text(&bytes), EnvConfig::parse(&bytes));
+        let _ = (redundant(&bytes), Variables::of_text(&bytes), EnvConfig::parse(&bytes));
         let valid = [&crc32(&bytes).to_le_bytes()[..], &[flag], &bytes].concat();
         let (seen, data) = redundant(&valid).unwrap();
         prop_assert_eq!((seen, data), (flag, &bytes[..]));

@@ -34,10 +34,15 @@ load() {
     *bascule-fallback) test -n "$case_fallback_size" && filesize=$case_fallback_size ;;
     *:3\ /boot/vmlinuz) test "$case_loads_a" = yes ;;
     *:4\ /boot/vmlinuz) test "$case_loads_b" = yes ;;
+    *:1\ /uboot.env) test -n "$case_file" && filesize=4000 ;;
     *) return 1 ;;
   esac
 }
 env() {
+  if test "$1 $2 $3 $4" = "import -c 0x1000 4000"; then
+    test "$case_file" != torn && eval "$5=\$case_file"
+    return
+  fi
   test "$1 $2 $3 $4" = "import -c 0x1000 200" || return 1
   bascule_fallback=$case_fallback
   bascule_refused=$case_refused
@@ -102,8 +107,8 @@ fn simulated(case: &Case) -> Vec<String> {
     data.resize(SIZE - 5, 0);
     let copy = [&crc32(&data).to_le_bytes()[..], &[1], &data].concat();
     let mut data = environment(&[("bascule_fallback", case.fallback[0]), ("bascule_refused", case.fallback[1])]);
-    data.resize(FALLBACK_LEN - 4, 0);
-    let fallback = [&crc32(&data).to_le_bytes()[..], &data].concat();
+    data.resize(FALLBACK_LEN - 5, 0);
+    let fallback = [&crc32(&data).to_le_bytes()[..], &[0], &data].concat();
     let loads = |group: Group| case.loads[usize::from(group == Group::B)];
     let seen = simulator::start([Some(&copy), None], SIZE, Some(&fallback), loads, case.saving);
     let mut lines = seen.said;
@@ -169,6 +174,19 @@ fn the_system_is_told_its_group_and_its_trial() {
     );
     let good = run(case("good", "good"));
     assert!(good.contains("bascule.group=b bascule.trial= console=ttyS0\n"), "{good}");
+}
+
+#[test]
+fn a_count_that_the_file_of_the_environment_does_not_hold_is_none() {
+    let case =
+        Case { order: "b a", values: ["good", "3"], fallback: ["a", ""], loads: [true; 2], saving: Saving::Works };
+    // No such file: the environment is elsewhere, where U-Boot notices a write that failed.
+    for (file, is_counted) in [("", true), ("2", true), ("3", false), ("torn", false)] {
+        let output = run(&format!("{COMMANDS}\nscript() {{\n{SCRIPT}\n}}\ncase_file='{file}'\n{}", in_shell(&case)));
+        let said = if is_counted { "trying group b, 2 tries left" } else { "b, its try cannot be counted" };
+        let started = if is_counted { "bascule.group=b bascule.trial=2" } else { "bascule.group=a bascule.trial= " };
+        assert!(output.contains(said) && output.contains(started), "{file}: {output}");
+    }
 }
 
 #[test]

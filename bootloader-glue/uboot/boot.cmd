@@ -3,7 +3,8 @@
 #
 # The names bascule_order, bascule_a and bascule_b are saved by U-Boot. All others are shell variables of this script (NAME=VALUE),
 # which saveenv does not write. U-Boot looks for a variable in its environment first, so none of those names may be there.
-# An empty value would not be assigned: where there is none, they say none.
+# An empty value would not be assigned: where there is none, they say none. What U-Boot's own commands leave behind (fileaddr,
+# filesize) and what the kernel is told (bootargs) is taken away before a save: it would grow an environment that is nearly full.
 
 # Partitions of the two root slots, on the disk this script was loaded from.
 setenv bascule_part_a
@@ -22,13 +23,16 @@ setenv bascule_step
 setenv bascule_group
 setenv bascule_part
 setenv bascule_fdt
+setenv bascule_file
+setenv bascule_saved
 bascule_first=none
 bascule_second=none
 bascule_tried=no
 bascule_safe=none
 bascule_never=none
 
-# What the file bascule-fallback says, when it is whole: 512 bytes with a checksum. Into shell variables, so that it is not saved.
+# What the file bascule-fallback says, when it is whole: 512 bytes with a checksum and a flag, as a U-Boot with a redundant
+# environment imports them. Into shell variables, so that it is not saved.
 setenv bascule_fallback
 setenv bascule_refused
 if load ${devtype} ${devnum}:${distro_bootpart} ${kernel_addr_r} ${prefix}bascule-fallback; then
@@ -96,7 +100,26 @@ for bascule_step in 1 2 3 4; do
     # not started at all.
     if test "${bascule_left}" != "none"; then
       setenv bascule_${bascule_group} ${bascule_left}
+      setenv fileaddr
+      setenv filesize
+      bascule_saved=no
       if saveenv; then
+        bascule_saved=yes
+        # Where its environment is a file, U-Boot says that it was saved when the disk refused the write: so it is read back.
+        for bascule_file in uboot.env uboot-redund.env; do
+          if load ${devtype} ${devnum}:${distro_bootpart} ${kernel_addr_r} ${prefix}${bascule_file}; then
+            if test "${bascule_saved}" = "yes"; then bascule_saved=no; fi
+            setenv bascule_${bascule_group} unread
+            if env import -c ${kernel_addr_r} ${filesize} bascule_${bascule_group}; then
+              if test "${bascule_group}${bascule_a}" = "a${bascule_left}" -o "${bascule_group}${bascule_b}" = "b${bascule_left}"; then
+                bascule_saved=seen
+              fi
+            fi
+            setenv bascule_${bascule_group} ${bascule_left}
+          fi
+        done
+      fi
+      if test "${bascule_saved}" != "no"; then
         echo "bascule: trying group ${bascule_group}, ${bascule_left} tries left"
         bascule_go=yes
       else
@@ -146,6 +169,7 @@ for bascule_step in 1 2 3 4; do
         setenv bascule_kernel_size
       fi
     fi
+    setenv bootargs
     echo "bascule: group ${bascule_group} did not load"
   fi
 done

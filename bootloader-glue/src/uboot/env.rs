@@ -1,10 +1,12 @@
 //! U-Boot's environment, bit exact.
 //!
 //! ```text
-//! redundant   CRC32 of the data, little endian (4) | flag (1) | data
-//! single      CRC32 of the data, little endian (4) | data
-//! data        NAME=VALUE NUL NAME=VALUE NUL ... NUL, then padding up to the end, which the CRC covers too
+//! copy   CRC32 of the data, little endian (4) | flag (1) | data
+//! data   NAME=VALUE NUL NAME=VALUE NUL ... NUL, then padding up to the end, which the CRC covers too
 //! ```
+//! That is the redundant form. A U-Boot without redundancy has no flag; one with it wants the flag in everything it imports
+//! with a checksum, in `bascule-fallback` too.
+//!
 //! Entries are read as U-Boot's `himport_r` reads them, oddities included, and kept as they stand: what is not ours is
 //! written back byte by byte. The choice between two copies is that of U-Boot's `env_check_redund`.
 
@@ -19,8 +21,8 @@ pub const MIN_SIZE: usize = 512;
 /// Checksum and flag in front of the data of a redundant copy.
 const REDUNDANT_HEADER: usize = 5;
 
-/// The checksum in front of the data of the single form.
-const SINGLE_HEADER: usize = 4;
+/// The checksum alone.
+const CHECKSUM: usize = 4;
 
 /// Why bytes are not an environment with our settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -133,15 +135,6 @@ impl Variables {
         Some(bytes)
     }
 
-    /// The single form, or nothing when the entries do not fit into `size` bytes.
-    #[must_use]
-    pub fn to_single(&self, size: usize) -> Option<Vec<u8>> {
-        let data = self.to_data(size.checked_sub(SINGLE_HEADER)?)?;
-        let mut bytes = crc32(&data).to_le_bytes().to_vec();
-        bytes.extend_from_slice(&data);
-        Some(bytes)
-    }
-
     /// As U-Boot would save them: by name, each one once, without comments.
     #[must_use]
     pub(super) fn as_exported(&self) -> Self {
@@ -181,16 +174,9 @@ impl Variables {
 /// The flag and the data of one redundant copy, when its checksum fits.
 #[must_use]
 pub fn redundant(bytes: &[u8]) -> Option<(u8, &[u8])> {
-    let (checksum, rest) = bytes.split_first_chunk::<SINGLE_HEADER>()?;
+    let (checksum, rest) = bytes.split_first_chunk::<CHECKSUM>()?;
     let (flag, data) = rest.split_first()?;
     (u32::from_le_bytes(*checksum) == crc32(data)).then_some((*flag, data))
-}
-
-/// The data of the single form, when its checksum fits.
-#[must_use]
-pub fn single(bytes: &[u8]) -> Option<&[u8]> {
-    let (checksum, data) = bytes.split_first_chunk::<SINGLE_HEADER>()?;
-    (u32::from_le_bytes(*checksum) == crc32(data)).then_some(data)
 }
 
 /// Which of two copies U-Boot takes, by their flags; a copy without a valid checksum has none.

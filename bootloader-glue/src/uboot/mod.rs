@@ -11,7 +11,9 @@
 //! ```
 //! As with GRUB there is one variable per group: `good` starts uncounted, a digit is the tries that are left of a trial,
 //! `0` an exhausted trial, anything else is unbootable. The count is ours (U-Boot's own `bootcount` is not used): the
-//! script counts down and saves before it loads a kernel, and starts no trial that it could not save.
+//! script counts down and saves before it loads a kernel, and starts no trial that it could not save. U-Boot does not notice
+//! that a disk refused a write where its environment is a file, so the script reads `uboot.env` and `uboot-redund.env` back
+//! where they lie beside it. A quote or a backslash in a value, which nobody writes, is taken away by U-Boot's shell.
 //!
 //! Each act is one write of one copy, the older one, with the flag of the newer one plus one: a power cut leaves the
 //! newer copy as it is and a torn one with a wrong checksum, and U-Boot goes by the newer copy. When that one rots later,

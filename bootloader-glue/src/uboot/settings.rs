@@ -78,8 +78,10 @@ pub(super) struct Fallback {
 impl Fallback {
     /// Reads the file as the script we ship does.
     pub(super) fn read(bytes: &[u8]) -> Self {
-        let data = Some(bytes).filter(|bytes| bytes.len() == FALLBACK_LEN).and_then(env::single);
-        let Some(variables) = data.and_then(|data| Variables::parse(data).ok()) else { return Fallback::default() };
+        let data = Some(bytes).filter(|bytes| bytes.len() == FALLBACK_LEN).and_then(env::redundant);
+        let Some(variables) = data.and_then(|(_, data)| Variables::parse(data).ok()) else {
+            return Fallback::default();
+        };
         let group = |name: &str| match variables.get(name)?.as_slice() {
             b"a" => Some(Group::A),
             b"b" => Some(Group::B),
@@ -97,6 +99,7 @@ impl Fallback {
         for (name, group) in named.into_iter().filter_map(|(name, group)| Some((name, group?))) {
             variables.set(name, group.letter());
         }
-        variables.to_single(FALLBACK_LEN)
+        // `env import -c` of a U-Boot with a redundant environment wants the flag too, and takes any.
+        variables.to_redundant(0, FALLBACK_LEN)
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! U-Boot takes one of the copies and imports it, the script picks a group and may call `saveenv`, which writes the copy
 //! that was not taken. It says the marker lines that the script prints on the console. It was written from U-Boot's
-//! source (`env/common.c`, `lib/hashtable.c`); no U-Boot has been held against it yet.
+//! source (`env/common.c`, `lib/hashtable.c`); `tests/real_uboot.rs` holds U-Boot itself against it.
+//! Of a copy in a file that ends early U-Boot takes the rest from its stack; here it is damaged.
 
 use bascule_core::Group;
 
+use super::SCRIPT;
 use super::env::{self, Variables};
 use super::settings::{Fallback, variable};
 
@@ -49,6 +51,11 @@ struct Loader<'a> {
     said: Vec<String>,
 }
 
+/// The names that the script takes out of the environment before it uses them for itself.
+fn own_names() -> impl Iterator<Item = &'static str> {
+    SCRIPT.lines().filter_map(|line| line.strip_prefix("setenv ")).filter(|name| !name.contains(' '))
+}
+
 /// What the script makes of a group.
 enum Verdict {
     Good,
@@ -78,6 +85,7 @@ impl<'a> Loader<'a> {
 
     /// The script.
     fn start(&mut self, fallback: Fallback) -> Option<Group> {
+        own_names().for_each(|name| self.variables.set(name, ""));
         let mut tried = false;
         if let Some(first) = self.first() {
             for group in [first, first.opposite()] {
@@ -146,6 +154,7 @@ impl<'a> Loader<'a> {
     /// `setenv`, then `saveenv`: everything goes into the copy that was not taken, which is then the taken one.
     fn count(&mut self, group: Group, left: char) -> bool {
         self.variables.set(variable(group), &left.to_string());
+        ["fileaddr", "filesize"].into_iter().for_each(|name| self.variables.set(name, ""));
         let Some((place, flag)) = self.taken else { return false };
         let flag = flag.wrapping_add(1);
         let bytes = self.variables.as_exported().to_redundant(flag, self.size);
@@ -161,6 +170,7 @@ impl<'a> Loader<'a> {
     fn boot(&mut self, group: Group) -> bool {
         let loads = (self.loads)(group);
         if !loads {
+            self.variables.set("bootargs", "");
             self.say(format!("group {group} did not load"));
         }
         loads
