@@ -33,8 +33,7 @@ impl SortKeys {
     }
 
     fn of_text(root: &Path, text: &str) -> Result<Self, String> {
-        let all = || text.lines().filter_map(|line| line.trim().split_once([' ', '\t']));
-        let last = |key: &str| all().rfind(|(is, _)| *is == key).map(|(_, value)| value.trim().to_owned());
+        let last = |key: &'static str| values(text, key).last().map(str::to_owned);
         let program = ["linux", "efi", "uki"].into_iter().find_map(last).ok_or("it names no kernel")?;
         if !root.join(program.trim_start_matches('/')).is_file() {
             return Err(format!("there is no file {program}"));
@@ -61,13 +60,18 @@ impl SortKeys {
 /// The words that the kernel is started with.
 pub(super) fn kernel_words(kind: Kind, path: &Path) -> Result<String, String> {
     match kind {
-        Kind::Text => {
-            let text = text(path)?;
-            let options = text.lines().filter_map(|line| line.trim().strip_prefix("options"));
-            Ok(options.collect::<Vec<_>>().join(" "))
-        }
+        Kind::Text => Ok(values(&text(path)?, "options").collect::<Vec<_>>().join(" ")),
         Kind::Image => section(path, b".cmdline"),
     }
+}
+
+/// The values of a key in an entry or in `loader.conf`, as the loader reads lines (`line_get_key_value`).
+pub(super) fn values<'a>(text: &'a str, key: &'static str) -> impl Iterator<Item = &'a str> {
+    let lines = text.lines().filter_map(|line| line.trim().split_once([' ', '\t']));
+    lines.filter(move |(is, _)| *is == key).map(|(_, value)| {
+        let value = value.trim();
+        value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
+    })
 }
 
 fn text(path: &Path) -> Result<String, String> {

@@ -16,6 +16,12 @@ pub(super) struct Found {
     pub(super) is_odd: bool,
 }
 
+impl Found {
+    pub(super) fn is_of(&self, group: Group) -> bool {
+        self.read.is_some_and(|read| read.group == group)
+    }
+}
+
 /// The directory's names.
 #[derive(Debug, Clone)]
 pub(super) struct Listing {
@@ -47,7 +53,7 @@ impl Listing {
         if let Some(odd) = self.ours.iter().find(|found| found.is_odd) {
             return Some(format!("{} is no name of ours", odd.file));
         }
-        Group::ALL.into_iter().find_map(|group| match self.listed().filter(|found| is_of(found, group)).count() {
+        Group::ALL.into_iter().find_map(|group| match self.listed().filter(|found| found.is_of(group)).count() {
             0 if self.off(group).is_none() => Some(format!("there is no entry of group {group}")),
             0 | 1 => None,
             _ => Some(format!("there are two entries of group {group}")),
@@ -65,12 +71,12 @@ impl Listing {
 
     /// The group's entry: the one the loader prefers, or the one an activation would bring back.
     pub(super) fn entry(&self, group: Group) -> Option<&Found> {
-        self.listed().find(|found| is_of(found, group)).or_else(|| self.off(group))
+        self.listed().find(|found| found.is_of(group)).or_else(|| self.off(group))
     }
 
     /// The group's file of the highest generation that the loader does not list.
     pub(super) fn off(&self, group: Group) -> Option<&Found> {
-        self.ours.iter().find(|found| is_of(found, group) && !is_listed(found))
+        self.ours.iter().find(|found| found.is_of(group) && !is_listed(found))
     }
 
     /// Files of ours that the loader lists, the one it prefers first.
@@ -106,10 +112,6 @@ impl Listing {
     fn is_taken(&self, name: &str) -> bool {
         self.taken.iter().any(|taken| taken.eq_ignore_ascii_case(name))
     }
-}
-
-fn is_of(found: &Found, group: Group) -> bool {
-    found.read.is_some_and(|read| read.group == group)
 }
 
 fn is_listed(found: &Found) -> bool {

@@ -3,6 +3,8 @@
 //! Written after `src/boot/boot.c` of systemd (the same from 252 on in what is used here): what is listed
 //! (`config_load_type1_entries`, type 2 likewise), the order (`boot_entry_compare`), the choice
 //! (`config_select_default_entry`, without EFI variables and without a person) and the count (`boot_entry_bump_counters`).
+//! `tests/real_sdboot.rs` holds it against the loader itself. Not in it: entries that the loader makes by itself, and its
+//! menu, which without `loader.conf` comes where nothing else is listed.
 
 use std::cmp::{Ordering, Reverse};
 use std::fs;
@@ -10,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bascule_core::Group;
 
-use super::contents::{SortKeys, kernel_words};
+use super::contents::{SortKeys, kernel_words, values};
 use super::names::Kind;
 
 /// Whether the firmware can rename files at this start.
@@ -51,8 +53,7 @@ pub fn start(root: &Path, renaming: Renaming) -> std::io::Result<Start> {
     }
     entries.sort_by(compare);
     let configuration = fs::read_to_string(root.join("loader/loader.conf")).unwrap_or_default();
-    let pattern = configuration.lines().filter_map(|line| line.trim().strip_prefix("default ")).next_back();
-    let pattern = pattern.map(|pattern| pattern.trim().to_ascii_lowercase());
+    let pattern = values(&configuration, "default").last().map(str::to_ascii_lowercase);
     let fits = |entry: &&Entry| pattern.as_ref().is_some_and(|p| matches(p.as_bytes(), entry.id.as_bytes()));
     let chosen = entries.iter().find(fits).or_else(|| entries.first());
     if let Some(next) = chosen.and_then(|entry| Some((entry, next_name(entry)?)))

@@ -6,11 +6,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
 use nix::libc;
 
 use crate::BootError;
@@ -19,6 +19,10 @@ use crate::BootError;
 const MOST_FILES: usize = 4096;
 /// More than any boot entry can sensibly have; a unified kernel image holds an initramfs.
 const MOST_BYTES: u64 = 1 << 30;
+/// More than the text of an entry that we write has: one page.
+const MOST_TEXT_BYTES: u64 = DIRECT_ALIGNMENT as u64;
+/// Alignment that direct input asks for on every device we know.
+const DIRECT_ALIGNMENT: usize = 4096;
 /// What is not finished yet; the loader does not list it.
 const UNFINISHED: &str = "bascule-new.tmp";
 
@@ -69,6 +73,40 @@ pub(super) fn create(dir: &Path, kept: Option<&Path>, to: &str) -> Result<(), Bo
     new.sync_all().map_err(failed)?;
     drop(new);
     rename(dir, UNFINISHED, to)
+}
+
+/// Makes a file that is there hold exactly these bytes, durably: written in place, synced, and read back from the device.
+///
+/// For what the loader does not list: a cut can leave it torn. Never by a rename over it, which on FAT can leave two names
+/// of one file, nor by a new file, whose old one nobody may delete.
+pub(super) fn overwrite(path: &Path, bytes: &[u8]) -> Result<(), BootError> {
+    let failed = |source| BootError::Write { path: path.to_owned(), source };
+    let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_NOFOLLOW).open(path);
+    let file = open(0).map_err(failed)?;
+    file.write_all_at(bytes, 0).map_err(failed)?;
+    file.set_len(bytes.len() as u64).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    let unread = |source| BootError::Read { path: path.to_owned(), source };
+    let read_back = match open(libc::O_DIRECT).and_then(|file| read_direct(&file)) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .map_err(|errno| unread(errno.into()))?;
+            let mut bytes = Vec::new();
+            (&file).take(MOST_TEXT_BYTES).read_to_end(&mut bytes).map(|_| bytes)
+        }
+        other => other,
+    };
+    let same = read_back.map_err(unread)? == bytes;
+    if same { Ok(()) } else { Err(BootError::ReadBack { path: path.to_owned() }) }
+}
+
+/// The file's first [`MOST_TEXT_BYTES`] bytes, past the page cache.
+fn read_direct(file: &File) -> io::Result<Vec<u8>> {
+    let mut memory = vec![0u8; DIRECT_ALIGNMENT * 2];
+    let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
+    let aligned = memory.get_mut(start..start.saturating_add(DIRECT_ALIGNMENT)).ok_or(io::ErrorKind::InvalidInput)?;
+    let length = file.read_at(aligned, 0)?;
+    Ok(aligned.get(..length).unwrap_or_default().to_vec())
 }
 
 /// Never over an existing file, not even over one that appears at this moment.
