@@ -35,7 +35,7 @@ const LIFE: [(Group, &str, &[Group], &[&str]); 18] = [
     (Group::B, "unbootable", ONLY_B, &["no BasculeTrial"]),
     (Group::B, "activate", BOTH, &["BootNext", "BasculeTrial"]),
     // Armed, and disarmed before the start.
-    (Group::B, "unbootable", BOTH, &["no BootNext", "no BasculeTrial"]),
+    (Group::B, "unbootable", BOTH, &["no BasculeTrial", "no BootNext"]),
     (Group::B, "activate", BOTH, &["BootNext", "BasculeTrial"]),
     (Group::A, "good", BOTH, &["BootOrder"]),
     // A person goes back from a committed group, and the other way round.
@@ -82,14 +82,21 @@ fn after_every_cut_a_complete_group_starts_and_the_same_act_comes_to_the_same_en
         let after = firmware.files();
         for made in 0..=steps.len() {
             firmware.restore(&before);
-            let old = (firmware.view(booted).primary, firmware.start());
+            let old_view = firmware.view(booted);
+            let old = (old_view.primary, firmware.start());
             firmware.restore(&after);
-            let new = (firmware.view(booted).primary, firmware.start());
+            let new_view = firmware.view(booted);
+            let new = (new_view.primary, firmware.start());
             firmware.restore(&before);
             for step in &steps[..made] {
                 firmware.backend().take(step).unwrap();
             }
-            assert_eq!(firmware.view(booted).settings, Settings::Intact, "{word} in {booted} after {made}");
+            let view = firmware.view(booted);
+            assert_eq!(view.settings, Settings::Intact, "{word} in {booted} after {made}");
+            for group in Group::ALL {
+                let statuses = [old_view.status(group), new_view.status(group)];
+                assert!(statuses.contains(&view.status(group)), "{word} in {booted} after {made}: {view:?}");
+            }
             let cut = firmware.files();
             firmware.perform(booted, word).unwrap();
             assert_eq!(firmware.files(), after, "{word} in {booted} again after {made}");
@@ -152,7 +159,12 @@ fn a_target_that_is_good_is_not_good_any_more_once_it_is_activated() {
     firmware.set_order(&[A, B, DRIVE]);
     let steps = firmware.backend().steps(act(Group::A, "activate")).unwrap();
     assert_eq!(steps.iter().map(changed).collect::<Vec<_>>(), ["BootOrder", "BootNext", "BasculeTrial"]);
-    firmware.perform(Group::A, "activate").unwrap();
+    // It was armed once and committed: after a cut nothing may say that it has failed.
+    firmware.set_mark("armed b");
+    for step in firmware.backend().steps(act(Group::A, "activate")).unwrap() {
+        firmware.backend().take(&step).unwrap();
+        assert_ne!(firmware.view(Group::A).b, BootStatus::Exhausted, "after {step:?}");
+    }
     assert_eq!(firmware.view(Group::A).b, BootStatus::Trial { tries_left: 1 });
 }
 
@@ -175,6 +187,7 @@ fn the_order_that_is_rebuilt_keeps_the_entries_of_others_that_it_still_names() {
         for word in ["unbootable", "good"] {
             let firmware = Firmware::factory();
             let number = if booted == Group::A { A } else { B };
+            // Also where the target is armed, the settings are lost before the start, and nobody knows how complete it is.
             firmware.set_next(if booted == Group::A { B } else { A });
             firmware.set_mark(&format!("armed {}", booted.opposite()));
             firmware.set_order(&[OTHER, 0x5555, DRIVE, OTHER]);

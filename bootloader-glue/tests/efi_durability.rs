@@ -117,7 +117,7 @@ fn giving_a_trial_up_is_one_write_of_the_mark() {
     let given_up = ["write BasculeTrial 14", "sync BasculeTrial"];
     let before = ["activate b"];
     // Armed and not started yet: the firmware must forget it, too.
-    let expected = [&["unlink BootNext"][..], &given_up].concat();
+    let expected = [&given_up[..], &["unlink BootNext"]].concat();
     compare(changes(&before, "roll-back b"), &expected);
 }
 

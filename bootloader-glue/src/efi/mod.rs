@@ -20,10 +20,12 @@
 //!
 //! | act | writes, in order | why every cut is safe |
 //! |---|---|---|
-//! | mark unbootable | delete `BootNext` if it names the target; `BootOrder` without the target; delete the mark | each write takes one way to the target away; the booted group stays in `BootOrder` |
+//! | mark unbootable | delete the mark; delete `BootNext` if it names the target; **`BootOrder`** without the target | each of the last two takes one way to the target away; the booted group stays in `BootOrder` |
 //! | activate | **`BootNext`**; mark `armed` | the first is the commit point, both groups are complete; after a cut before the mark a target that never comes up is seen as unbootable, and may be armed once more |
 //! | mark good | **`BootOrder`** | both groups are complete |
 //! | roll back | mark `given-up`; **`BootOrder`** without the booted group, if it was in it | only the opposite group, which is good, is left; until then the mark of a good group counts for nothing |
+//!
+//! No cut makes a group look exhausted that was not tried: the daemon would deny its bundle.
 //!
 //! What is so already is not written. There is one try, whatever number `activate` is given: the policy must grant one. The
 //! mark is needed because the firmware keeps no trace of a trial: without it a target that fell back, one that was given up

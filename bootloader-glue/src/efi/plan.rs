@@ -53,13 +53,14 @@ impl<'a> Plan<'a> {
         let booted = target.opposite();
         self.booted_is_good(booted)?;
         let entry = self.entry(booted)?;
+        // The mark first: without `BootNext` it would say that a trial that never began has failed.
+        self.forget(target);
         self.disarm(target);
         self.make_active(booted);
         match &self.stored.order {
             Ok(order) => self.put_order(self.without(order, target).0),
             Err(damage) => self.put_order([&[entry.number][..], &damage.kept].concat()),
         }
-        self.forget(target);
         self.make_active(target);
         Ok(self.steps)
     }
@@ -72,11 +73,13 @@ impl<'a> Plan<'a> {
             return Err(Refusal::Damaged("a boot entry of ours is not active"));
         }
         self.booted_is_good(booted)?;
-        // A good target would be started uncounted, and an old mark would hide what becomes of this trial.
-        self.put_order(self.without(order, target).0);
-        if self.stored.mark == Some(Mark::GivenUp(target)) {
+        let (order, good) = self.without(order, target);
+        if !good.is_empty() || self.stored.mark == Some(Mark::GivenUp(target)) {
+            // An old mark would say what became of another trial.
             self.forget(target);
         }
+        // A good target would be started uncounted.
+        self.put_order(order);
         if self.stored.next != Some(entry.number) {
             self.put(next_path(self.store), entry.number.to_le_bytes().to_vec());
         }
@@ -98,8 +101,8 @@ impl<'a> Plan<'a> {
             }
             Err(damage) => {
                 // The order last: a cut before it leaves damage, and the rest is not looked at any more.
-                self.disarm(opposite);
                 self.forget(opposite);
+                self.disarm(opposite);
                 self.put_order([&[entry.number][..], &damage.kept].concat());
             }
         }
@@ -113,9 +116,9 @@ impl<'a> Plan<'a> {
             Ok(order) if self.stored.status(opposite, booted) == BootStatus::Good => order,
             _ => return Err(Refusal::NotGood(opposite)),
         };
-        self.disarm(booted);
-        // Before the order: from there on the mark says why the booted group is not started any more.
+        // The mark first: from the other writes on it says why the booted group is not started any more.
         self.put_mark(Mark::GivenUp(booted));
+        self.disarm(booted);
         let (rest, _) = self.without(order, booted);
         let (others, good) = self.without(&rest, opposite);
         self.put_order([good, others].concat());
