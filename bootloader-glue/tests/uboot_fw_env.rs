@@ -17,6 +17,7 @@ use std::process::Command;
 use bascule_boot::uboot::config::{ConfigError, Copies, EnvConfig, Place};
 use bascule_boot::uboot::env::{Damage, MAX_SIZE, Variables, crc32, newer, redundant};
 use bascule_boot::uboot::simulator::{self, Saving};
+use bascule_boot::uboot::{FALLBACK, FALLBACK_LEN};
 use bascule_boot::{BootBackend, UbootBackend};
 use bascule_core::{BootStatus, BootedGroup, Group, Settings, Tries};
 use proptest::prelude::*;
@@ -156,6 +157,23 @@ fn the_tool_reads_what_the_simulated_loader_saves() {
     }
     let Some(text) = printed(dir.path()) else { return };
     assert!(text.contains("bascule_b=2\n") && text.contains("bootcmd=run distro_bootcmd\n"), "{text}");
+}
+
+#[test]
+fn a_fallback_without_the_flag_counts_as_none_and_the_next_act_replaces_it() {
+    // The form before U-Boot itself was tried: the checksum, then the variables at once. U-Boot with a redundant environment refuses it.
+    let mut data = b"bascule_fallback=b\0".to_vec();
+    data.resize(FALLBACK_LEN - 4, 0);
+    let old = [&crc32(&data).to_le_bytes()[..], &data].concat();
+    let torn = vec![0; SIZE];
+    let (dir, backend) = device(&[torn.clone(), torn]);
+    let start = |fallback: &[u8]| simulator::start([None, None], SIZE, Some(fallback), |_| true, Saving::Works);
+    assert_eq!(start(&old).said[1], "bascule: no fallback, trying what loads");
+    fs::write(dir.path().join(FALLBACK), old).unwrap();
+    fs::write(dir.path().join("u-boot-initial-env"), "bootcmd=x\n").unwrap();
+    backend.mark_good(BootedGroup::proven(Group::B)).unwrap();
+    let new = fs::read(dir.path().join(FALLBACK)).unwrap();
+    assert_eq!(start(&new).said[1], "bascule: fallback names group b");
 }
 
 #[test]

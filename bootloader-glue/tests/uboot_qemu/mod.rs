@@ -4,6 +4,7 @@
 
 pub(crate) mod cases;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -30,11 +31,7 @@ const LIMIT_S: &str = "100";
 pub(crate) fn built() -> Option<PathBuf> {
     let there = std::env::var_os("BASCULE_UBOOT").map(PathBuf::from);
     let folder = there.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bascule/uboot"));
-    let found = |tool: &&str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-        std::env::split_paths(&path).chain(system).any(|folder| folder.join(tool).is_file())
-    };
+    let found = |tool: &&str| std::env::split_paths(&search_path()).any(|folder| folder.join(tool).is_file());
     let missing = if folder.join("u-boot.rom").is_file() {
         let tools = ["qemu-system-x86_64", "mformat", "mcopy", "mke2fs"];
         tools.into_iter().find(|tool| !found(tool)).map(|tool| format!("{tool} is not installed"))
@@ -45,6 +42,12 @@ pub(crate) fn built() -> Option<PathBuf> {
     // Not with `eprintln!`: libtest keeps what that says to itself.
     io::stderr().write_all(format!("skipped: real U-Boot is not tested: {missing}\n").as_bytes()).unwrap();
     None
+}
+
+/// Where programs are, those of root too.
+fn search_path() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from))).unwrap()
 }
 
 /// One device's disk with U-Boot for firmware.
@@ -84,6 +87,7 @@ impl Machine {
         for (slot, tree) in [2, 3].into_iter().zip(slots) {
             let offset = format!("offset={}", machine.starts[slot]);
             run(Command::new("mke2fs")
+                .env("PATH", search_path())
                 .args(["-q", "-F", "-t", "ext4", "-E", &offset, "-d"])
                 .arg(tree)
                 .arg(machine.image())
