@@ -152,7 +152,7 @@ impl Machine {
         let read_only = if disk == Disk::ReadOnly { ",readonly=on" } else { "" };
         let mut machine = Command::new("sh")
             .args(["-c", "ulimit -t \"$0\"; exec \"$@\"", LIMIT_S, "qemu-system-x86_64"])
-            .args(["-accel", "tcg", "-M", "pc", "-cpu", "max", "-smp", "1", "-m", "256", "-nodefaults"])
+            .args(["-accel", "tcg", "-M", "q35", "-cpu", "max", "-smp", "1", "-m", "256", "-nodefaults"])
             .args(["-display", "none", "-no-reboot", "-bios"])
             .arg(self.built.join("u-boot.rom"))
             .arg("-drive")

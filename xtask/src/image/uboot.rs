@@ -1,7 +1,7 @@
 //! U-Boot as a firmware for QEMU, built from Debian's source package with the redundant environment that we need.
 //!
 //! ```text
-//! target/bascule/uboot/u-boot.rom           for `qemu-system-x86_64 -M pc -bios`
+//! target/bascule/uboot/u-boot.rom           for `qemu-system-x86_64 -M q35 -bios`
 //! target/bascule/uboot/u-boot-initial-env   its built-in environment as text, which lies beside boot.scr on a device
 //! target/bascule/uboot/mkimage              U-Boot's own tool, which packs scripts
 //! target/bascule/uboot/version              the version of the source package
