@@ -39,8 +39,8 @@
 //!
 //! What the loader tells the booted system: the EFI variable `LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f`
 //! exists exactly where this start was counted, and holds the entry's path with the name after the rename. Entries cannot
-//! say it: their text is the same at every start ([`partition`]). So an entry that is counted by its name, in a system that
-//! was started without the variable, means that the count could not be saved.
+//! say it: their text is the same at every start ([`partition`]). So where `LoaderInfo` of the same vendor is there and this
+//! variable is not, an entry that is counted by its name was started without its count having been saved.
 //!
 //! All of this was tried with systemd-boot 252 itself (`tests/real_sdboot.rs`).
 

@@ -21,6 +21,9 @@
 //! is the EFI variable `LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f`: it is there only when the loader
 //! counted this very start, and holds the entry's path after the rename (`\loader\entries\bascule-5-b+2-1.conf`, UTF-16,
 //! after the four bytes of attributes that efivarfs puts before every value). It is gone at the next start.
+//!
+//! A file of efivarfs cannot be sought in: it is read from its beginning. And where efivarfs is not mounted (in Debian's
+//! kernels it is a module) nothing is there at all; only beside the loader's `LoaderInfo` does its absence say anything.
 
 use bascule_core::{Group, TargetGroup};
 
