@@ -111,6 +111,9 @@ pub struct PrepareConfig {
     /// How long the source may send nothing.
     #[serde(serialize_with = "quantity::as_text")]
     pub stall_timeout: Duration,
+    /// How long the head of a bundle may take to arrive.
+    #[serde(serialize_with = "quantity::as_text")]
+    pub head_timeout: Duration,
     /// Addresses of folders that hold the same bundles as the one that is asked first, in the order they are asked.
     pub mirrors: Vec<String>,
     /// How an image may be made, the preferred way first.
@@ -219,6 +222,9 @@ pub struct HealthConfig {
     /// How long one check may take.
     #[serde(serialize_with = "quantity::as_text")]
     pub check_timeout: Duration,
+    /// Checks that have another one, by their name in `status`.
+    #[serde(serialize_with = "quantity::as_texts")]
+    pub timeouts: BTreeMap<String, Duration>,
     /// systemd units that must be active.
     pub units: Vec<String>,
     /// Addresses that must answer with success.

@@ -132,8 +132,9 @@ pub fn run_to_rest(paths: &Paths, config: Config, bundle: Option<&str>) -> anyho
 fn longest_turn(config: &Config) -> Duration {
     const HOOKS: u32 = 8;
     const BESIDES: Duration = Duration::from_secs(300);
-    let programs = config.hooks.timeout.max(config.health.check_timeout);
-    programs.saturating_mul(HOOKS).saturating_add(BESIDES)
+    let slowest = config.health.timeouts.values().copied().max().unwrap_or_default();
+    let programs = config.hooks.timeout.max(config.health.check_timeout).max(slowest);
+    programs.saturating_mul(HOOKS).saturating_add(config.prepare.head_timeout).saturating_add(BESIDES)
 }
 
 /// Control groups for integrators' programs; where there can be none, why is said once.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use crate::paths::Paths;
 
 /// How long an orderly reboot may take before it is forced.
 const ORDERLY: Duration = Duration::from_secs(120);
+/// How long each harder way may take before the next one.
+const FORCED: Duration = Duration::from_secs(15);
 
 /// Reboots; returns only where the root is not a real device, in which case somebody else starts it again.
 pub fn reboot(paths: &Paths, reason: &str) {
@@ -25,8 +28,35 @@ pub fn reboot(paths: &Paths, reason: &str) {
         thread::sleep(ORDERLY);
     }
     tracing::error!(outcome = outcome.reason(), "the orderly reboot did not happen: forcing it");
-    nix::unistd::sync();
-    let _ = nix::sys::reboot::reboot(RebootMode::RB_AUTOBOOT);
+    // A disk that hangs must not keep the device from going back: what matters was synced when it was written.
+    try_for(FORCED, nix::unistd::sync);
+    try_for(FORCED, || {
+        let _ = nix::sys::reboot::reboot(RebootMode::RB_AUTOBOOT);
+    });
     // The last way: the kernel's own trigger, without anything in between.
     let _ = fs::write(paths.sysrq_trigger(), "b");
+}
+
+/// Does something that may never return, and waits no longer than this for it.
+fn try_for(limit: Duration, what: impl FnOnce() + Send + 'static) {
+    let (ended, end) = mpsc::channel();
+    let spawned = thread::Builder::new().spawn(move || {
+        what();
+        let _ = ended.send(());
+    });
+    if spawned.is_ok() {
+        let _ = end.recv_timeout(limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_returns_is_not_waited_for() {
+        let started = std::time::Instant::now();
+        try_for(Duration::from_millis(50), || thread::sleep(Duration::from_secs(3600)));
+        assert!(started.elapsed() < Duration::from_secs(60));
+    }
 }

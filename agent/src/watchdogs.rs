@@ -72,6 +72,7 @@ pub fn rollback_health(paths: &Paths, config: Result<Config, ConfigError>) -> Re
     let end = |paths| if is_going_back(paths, &config) { deadline + config.hooks.timeout } else { deadline };
     while device::uptime(paths)? < end(paths) {
         std::thread::sleep(LOOK_EVERY);
+        say_alive();
         hardware.feed();
         // Only a commit disarms it. A system that was given up still has to be left.
         if is_good(loader, booted) {
@@ -105,9 +106,16 @@ fn blind(paths: &Paths, fault: &ErrorReport) -> Result<(), DeviceError> {
     say_armed(paths);
     while device::uptime(paths)? < deadline {
         std::thread::sleep(LOOK_EVERY);
+        say_alive();
     }
+    say_alive();
     reboot::reboot(paths, "a system on trial that cannot be judged");
     Ok(())
+}
+
+/// Feeds the service manager's watchdog: a watcher that was stopped is started again, and its deadline is the same.
+fn say_alive() {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
 }
 
 /// Tells `bascule-deadman.service` that somebody watches.
@@ -205,10 +213,12 @@ fn go_back(paths: &Paths, config: &Config, loader: &dyn BootBackend, booted: Boo
             systemctl(&["start", "--no-block", "basculed.service"]);
             return;
         }
+        say_alive();
         let Err(error) = loader.roll_back(booted) else { break };
         tracing::error!(code = error.code(), error = &error as &dyn std::error::Error, "cannot go back yet");
         std::thread::sleep(AGAIN);
     }
+    say_alive();
     // Rebooting without the loader's consent is safe: each start of a system on trial costs a try, and then it falls back.
     reboot::reboot(paths, "no verdict before the deadline");
 }

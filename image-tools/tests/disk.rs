@@ -7,7 +7,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bascule_image::disk::{BOOT_FILES, DiskError, DiskSpec, Ext4, FALLBACK_EPOCH, Sizes, SlotContent, create_disk};
+use bascule_image::disk::{
+    BOOT_FILES, DiskError, DiskSpec, Ext4, FALLBACK_EPOCH, Loader, Sizes, SlotContent, create_disk,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -37,6 +39,7 @@ fn spec(tree: &Path) -> DiskSpec {
         root_a: SlotContent::Tree(tree.to_owned()),
         root_b: SlotContent::Empty,
         boot_files: tree.join(BOOT_FILES),
+        loader: Loader::Grub,
         grub_modules: None,
         sizes: Sizes { esp: 70 * MIB, slot: 16 * MIB, data: 16 * MIB },
         seed: "test".into(),

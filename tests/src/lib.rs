@@ -1,6 +1,7 @@
 //! Whole-system tests: QEMU machines, a web server with faults, a timeline that a person can follow.
 
 pub mod bench;
+pub mod factory;
 pub mod fuzz;
 mod http;
 mod images;

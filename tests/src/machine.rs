@@ -19,6 +19,9 @@ pub use commands::CommandOutput;
 use commands::Commands;
 use serial::Serial;
 
+use bascule_image::disk::Loader;
+
+use crate::factory;
 use crate::images::Images;
 use crate::ping::{PingWatch, Pong};
 
@@ -30,6 +33,8 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
 pub enum Boot {
     /// UEFI firmware, then the boot loader on the disk.
     Firmware,
+    /// A BIOS, then the boot loader on the disk.
+    Bios,
     /// The demo's kernel at once, without firmware and boot loader.
     Kernel {
         /// The kernel's command line.
@@ -51,9 +56,10 @@ pub enum Stopped {
 pub struct MachineBuilder {
     scene: String,
     images: Images,
-    disk: PathBuf,
+    factory: Option<(Loader, String)>,
     boot: Boot,
     memory_mib: u32,
+    watchdog: bool,
 }
 
 /// A machine with a disk of its own. It is off until [`Machine::start`], and its QEMU is killed when it is dropped.
@@ -64,6 +70,7 @@ pub struct Machine {
     scratch: tempfile::TempDir,
     boot: Boot,
     memory_mib: u32,
+    watchdog: bool,
     ping_port: u16,
     boots: u32,
     running: Option<Running>,
@@ -80,10 +87,11 @@ struct Running {
 }
 
 impl MachineBuilder {
-    /// Starts from this disk image instead of the factory disk.
+    /// Left the factory with this loader and this system, instead of the demo's GRUB and `v1`.
     #[must_use]
-    pub fn disk(mut self, disk: &Path) -> Self {
-        self.disk = disk.to_owned();
+    pub fn factory(mut self, loader: Loader, system: &str) -> Self {
+        self.boot = factory::boot(loader);
+        self.factory = Some((loader, system.to_owned()));
         self
     }
 
@@ -98,6 +106,13 @@ impl MachineBuilder {
     #[must_use]
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Gives it a hardware watchdog, which resets it when nobody feeds it any more.
+    #[must_use]
+    pub fn watchdog(mut self) -> Self {
+        self.watchdog = true;
         self
     }
 
@@ -117,12 +132,16 @@ impl MachineBuilder {
             logs,
             boot: self.boot,
             memory_mib: self.memory_mib,
+            watchdog: self.watchdog,
             ping_port: host::free_port()?,
             boots: 0,
             running: None,
             scratch,
         };
-        host::copy_sparse(&self.disk, &machine.disk())?;
+        match &self.factory {
+            Some((loader, system)) => factory::create(&machine.images, *loader, system, &machine.disk())?,
+            None => host::copy_sparse(&machine.images.disk, &machine.disk())?,
+        }
         std::fs::copy(qemu::firmware("VARS")?, machine.variables()).context("cannot copy the firmware's variables")?;
         Ok(machine)
     }
@@ -135,9 +154,10 @@ impl Machine {
         MachineBuilder {
             scene: scene.to_owned(),
             images: images.clone(),
-            disk: images.disk.clone(),
+            factory: None,
             boot: Boot::Firmware,
             memory_mib: 512,
+            watchdog: false,
         }
     }
 
@@ -176,6 +196,7 @@ impl Machine {
             kernel: &self.images.kernel,
             ping_port: self.ping_port,
             command_socket: socket.path(),
+            watchdog: self.watchdog,
         })?;
         let mut qemu = command.spawn().context("cannot start qemu-system-x86_64")?;
         let console_input = qemu.stdin.take().context("QEMU has no input")?;

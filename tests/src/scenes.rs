@@ -6,6 +6,7 @@
 mod agents;
 mod delta;
 mod guest;
+mod hangs;
 mod wire;
 
 use std::path::Path;
@@ -13,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{HttpServer, Images, Machine, Timeline};
+use crate::{HttpServer, Images, Machine, MachineBuilder, Timeline};
 use guest::{PATIENCE, text_at};
 use wire::{DeltaBundle, Wire};
 
@@ -39,16 +40,22 @@ struct Refusal<'r> {
 }
 
 impl Stage {
-    /// Sets a stage named `scene` with the factory disk, or with another one, and boots it.
+    /// Sets a stage named `scene` with a device as it left the factory, and boots it.
     ///
     /// # Errors
     /// When images are missing or the device does not come up.
-    pub fn set(scene: &str, disk: Option<&Path>) -> Result<Stage> {
+    pub fn set(scene: &str) -> Result<Stage> {
+        Stage::set_with(scene, |builder| builder)
+    }
+
+    /// Like [`Stage::set`], with a machine that is made in another way.
+    ///
+    /// # Errors
+    /// Like [`Stage::set`].
+    pub fn set_with(scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<Stage> {
         let images = Images::load()?;
         let server = HttpServer::serve(&images.directory)?;
-        let builder = Machine::builder(scene, &images);
-        let builder = if let Some(disk) = disk { builder.disk(disk) } else { builder };
-        let machine = builder.build()?;
+        let machine = make(Machine::builder(scene, &images)).build()?;
         let timeline = Timeline::begin(&machine.logs().join("timeline.txt"))?;
         let mut stage = Stage { images, machine, server, timeline, earlier_boots: 0 };
         stage.timeline.heading("The device starts");
@@ -60,12 +67,12 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn another_device(&mut self, scene: &str) -> Result<()> {
+    pub fn another_device(&mut self, scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<()> {
         self.timeline.heading("Another device, as it left the factory");
         self.earlier_boots = self.boots();
         // Two at once would be more than a small host has memory and processors for.
         self.machine.kill()?;
-        self.machine = Machine::builder(scene, &self.images).build()?;
+        self.machine = make(Machine::builder(scene, &self.images)).build()?;
         self.starts()
     }
 
@@ -91,7 +98,7 @@ impl Stage {
         self.timeline.heading(&format!("A good system: {version}, by delta"));
         let bundle = DeltaBundle::open(&self.images, &system)?;
         let before = self.status()?;
-        let start = self.booted_slot_start(&before)?;
+        let start = self.slot_start(&before, &text_at(&before, "/booted"))?;
         let fit = bundle.fit(&self.machine.disk(), start)?;
         self.plan(name)?;
         let wire = Wire::begin(&self.server);

@@ -18,9 +18,14 @@ struct Daemon {
 
 impl Daemon {
     fn start() -> Daemon {
+        Daemon::start_with("")
+    }
+
+    fn start_with(configuration: &str) -> Daemon {
         let vendor = Vendor::new().unwrap();
         let (factory, next) = (vendor.system(1, Temper::Good).unwrap(), vendor.system(2, Temper::Good).unwrap());
         let mut device = Rehearsal::new(&vendor, &factory, &[factory.clone(), next.clone()]).unwrap();
+        device.configure(configuration).unwrap();
         device.boot().unwrap();
         let serving = device.serve().unwrap();
         Daemon { _vendor: vendor, next, device, serving }
@@ -58,6 +63,21 @@ fn a_plan_works_for_a_file_a_url_and_standard_input_and_changes_nothing() {
     assert!(output.status.success(), "standard input: {output:?}");
     assert!(daemon.is_alive());
     assert_eq!(fs::read(daemon.device.grubenv()).unwrap(), before);
+}
+
+#[test]
+fn a_server_that_trickles_a_head_is_given_up_and_the_next_one_is_served() {
+    let daemon = Daemon::start_with("[prepare]\nhead_timeout = \"1s\"\n");
+    let (folder, name) = folder_of(&daemon.next.bundle);
+    let server = HttpServer::serve(folder).unwrap();
+    server.limit_bandwidth(Some(600));
+    let output = daemon.ask(&["plan", &server.url(&name)]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("[source.slow]") && said.contains("hint:"), "{output:?}");
+    assert_eq!(output.status.code(), Some(75), "another time it may be faster: {said}");
+    server.limit_bandwidth(None);
+    let output = daemon.ask(&["plan", &server.url(&name)]);
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

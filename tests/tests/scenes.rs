@@ -1,46 +1,28 @@
 //! The demo's scenes as tests, and what there is no time for in the demo, each on a device of its own.
 
-use std::path::Path;
-
-use anyhow::{Context, Result};
-use bascule_image::disk::{DiskSpec, Sizes, SlotContent, create_disk};
-use bascule_tests::Images;
+use anyhow::Result;
+use bascule_image::disk::Loader;
+use bascule_tests::MachineBuilder;
 use bascule_tests::scenes::Stage;
-
-const MIB: u64 = 1 << 20;
 
 /// A device that left the factory with v2: what the later scenes of the demo begin with.
 fn factory_v2(scene: &str) -> Result<Stage> {
-    let images = Images::load()?;
-    let folder = tempfile::tempdir_in(&images.directory)?;
-    let disk = folder.path().join("disk.img");
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace above the tests")?;
-    let spec = DiskSpec {
-        root_a: SlotContent::Image(images.system("v2")?.image.clone()),
-        root_b: SlotContent::Empty,
-        boot_files: workspace.join("bootloader-glue/grub"),
-        grub_modules: None,
-        sizes: Sizes { esp: 128 * MIB, slot: 512 * MIB, data: 64 * MIB },
-        seed: scene.to_owned(),
-        epoch: 1_700_000_000,
-    };
-    create_disk(&spec, &disk)?;
-    Stage::set(scene, Some(&disk))
+    Stage::set_with(scene, |builder| builder.factory(Loader::Grub, "v2"))
 }
 
 #[test]
 fn a_good_system_is_installed_by_delta_while_the_old_one_works_and_is_committed() -> Result<()> {
-    Stage::set("scene-good", None)?.installs_a_good_system("v2")
+    Stage::set("scene-good")?.installs_a_good_system("v2")
 }
 
 #[test]
 fn a_delta_onto_a_root_that_was_written_to_is_healed_chunk_by_chunk() -> Result<()> {
-    Stage::set("scene-written-to", None)?.heals_a_delta_where_the_root_was_written_to("v2")
+    Stage::set("scene-written-to")?.heals_a_delta_where_the_root_was_written_to("v2")
 }
 
 #[test]
 fn a_delta_that_was_cut_off_goes_on_where_it_was_after_the_next_start() -> Result<()> {
-    Stage::set("scene-cut-off", None)?.finishes_a_delta_that_was_cut_off("v2")
+    Stage::set("scene-cut-off")?.finishes_a_delta_that_was_cut_off("v2")
 }
 
 #[test]
@@ -61,6 +43,22 @@ fn the_deadline_brings_a_device_back_whose_daemon_was_stopped() -> Result<()> {
 #[test]
 fn claim_g10_a_system_that_does_not_boot_is_given_up_by_the_loader_and_the_old_one_says_so() -> Result<()> {
     factory_v2("scene-no-boot")?.comes_back_from_a_system_that_does_not_boot()
+}
+
+#[test]
+fn claim_g10_after_exactly_three_tries_that_failed_in_three_ways_the_old_system_runs() -> Result<()> {
+    factory_v2("scene-three-ways")?.comes_back_from_three_ways_not_to_boot()
+}
+
+#[test]
+fn a_system_that_hangs_is_reset_by_the_hardware_watchdog_until_the_loader_falls_back() -> Result<()> {
+    let make = |builder: MachineBuilder| builder.factory(Loader::Grub, "v2").watchdog();
+    Stage::set_with("scene-watchdog", make)?.is_reset_by_the_hardware_watchdog()
+}
+
+#[test]
+fn the_deadline_brings_a_device_back_whose_init_has_crashed_and_whose_daemon_is_stopped() -> Result<()> {
+    factory_v2("scene-frozen")?.goes_back_by_force_without_init_and_daemon()
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,8 @@ pub struct HealthSettings {
     pub probes: Vec<ProbeCheck>,
     /// What each single check may take.
     pub limits: Limits,
+    /// Checks with a deadline of their own, by the name that their results have.
+    pub deadlines: BTreeMap<String, Duration>,
     /// The program that is asked about units.
     pub systemctl: PathBuf,
 }
@@ -134,8 +137,15 @@ impl HealthSettings {
             tcp: Vec::new(),
             probes: Vec::new(),
             limits,
+            deadlines: BTreeMap::new(),
             systemctl: paths::SYSTEMCTL.into(),
         }
+    }
+
+    /// What the check of this name may take.
+    fn limits_of(&self, name: &str) -> Limits {
+        let deadline = self.deadlines.get(name).copied().unwrap_or(self.limits.deadline);
+        Limits { deadline, ..self.limits.clone() }
     }
 }
 
@@ -158,6 +168,16 @@ enum Subject {
     Program(Program),
     Unit(String),
     Probe(ProbeCheck),
+}
+
+impl Check {
+    fn name(&self) -> String {
+        match &self.subject {
+            Subject::Program(program) => program.name.clone(),
+            Subject::Unit(name) => name.clone(),
+            Subject::Probe(probe) => probe.name(),
+        }
+    }
 }
 
 impl HealthChecks {
@@ -190,6 +210,13 @@ impl HealthChecks {
             checks.extend(subjects.into_iter().map(|subject| Check { requirement, subject }));
         }
         Ok(HealthChecks { checks, settings, restarts: BTreeMap::new() })
+    }
+
+    /// Names with a deadline of their own that no check has: somebody mistyped them, or the check is gone.
+    #[must_use]
+    pub fn deadlines_of_nobody(&self) -> Vec<String> {
+        let names: Vec<String> = self.checks.iter().map(Check::name).collect();
+        self.settings.deadlines.keys().filter(|name| !names.contains(name)).cloned().collect()
     }
 
     /// Whether there is no check that decides: such a system passes every round.
@@ -280,15 +307,16 @@ fn run_together(
 }
 
 fn run_check(check: &Check, settings: &HealthSettings, restarts: &BTreeMap<String, u64>, cancel: &AtomicBool) -> Seen {
+    let limits = settings.limits_of(&check.name());
     let outcome = match &check.subject {
-        Subject::Program(Program { run: Ok(path), .. }) => runner::run(&Command::new(path), &settings.limits, cancel),
+        Subject::Program(Program { run: Ok(path), .. }) => runner::run(&Command::new(path), &limits, cancel),
         Subject::Program(Program { run: Err(fault), .. }) => Outcome::not_started(fault),
         Subject::Probe(probe) => {
-            let outcome = probe.look(settings.limits.deadline, cancel);
+            let outcome = probe.look(limits.deadline, cancel);
             return (result(check, outcome.succeeded(), probe::reason(&outcome), outcome), None);
         }
         Subject::Unit(name) => {
-            let seen = unit::look_at(name, settings, restarts.get(name).copied(), cancel);
+            let seen = unit::look_at(name, &settings.systemctl, &limits, restarts.get(name).copied(), cancel);
             return (result(check, seen.passed, seen.reason, seen.outcome), seen.restarts);
         }
     };
@@ -301,10 +329,10 @@ fn died(check: &Check) -> CheckResult {
 }
 
 fn result(check: &Check, passed: bool, reason: String, outcome: Outcome) -> CheckResult {
-    let (name, kind) = match &check.subject {
-        Subject::Program(program) => (program.name.clone(), CheckKind::Program),
-        Subject::Unit(name) => (name.clone(), CheckKind::Unit),
-        Subject::Probe(probe) => (probe.name(), probe.kind()),
+    let kind = match &check.subject {
+        Subject::Program(_) => CheckKind::Program,
+        Subject::Unit(_) => CheckKind::Unit,
+        Subject::Probe(probe) => probe.kind(),
     };
-    CheckResult { name, kind, requirement: check.requirement, passed, reason, outcome }
+    CheckResult { name: check.name(), kind, requirement: check.requirement, passed, reason, outcome }
 }

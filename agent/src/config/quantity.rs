@@ -1,5 +1,6 @@
 //! Durations as they are written, `500ms`, `90s`, `15min`, `2h`, and sizes, `64K`, `16M`, `2G`: powers of 1024.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serializer;
@@ -55,6 +56,13 @@ pub(super) fn limit_as_text<S: Serializer>(bytes: &Option<u64>, serializer: S) -
 
 pub(super) fn as_text<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&text(*duration))
+}
+
+pub(super) fn as_texts<S: Serializer>(
+    durations: &BTreeMap<String, Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(durations.iter().map(|(name, duration)| (name, text(*duration))))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ const SECTIONS: [(&str, &[&str]); 12] = [
             "max_attempts",
             "retry_wait",
             "stall_timeout",
+            "head_timeout",
             "mirrors",
             "ways",
             "max_fetch",
@@ -39,7 +40,10 @@ const SECTIONS: [(&str, &[&str]); 12] = [
     ),
     ("activate", &["reboot_delay", "lock_wait", "lock_policy", "min_battery"]),
     ("backup", &["paths", "secrets", "keep"]),
-    ("health", &["settle", "interval", "deadline", "passes", "check_timeout", "units", "http", "tcp", "within"]),
+    (
+        "health",
+        &["settle", "interval", "deadline", "passes", "check_timeout", "timeouts", "units", "http", "tcp", "within"],
+    ),
     ("hooks", &["timeout"]),
     ("api", &["group"]),
     ("log", &["level"]),
@@ -156,6 +160,7 @@ fn prepare(reader: &mut Reader<'_>, section: &Section<'_>) -> PrepareConfig {
         max_attempts: reader.integer(section, "max_attempts", 1, 1000).unwrap_or(10),
         retry_wait: reader.duration(section, "retry_wait", ms(100), RETRY_WAIT_LIMIT).unwrap_or(secs(10)),
         stall_timeout: reader.duration(section, "stall_timeout", secs(1), secs(3600)).unwrap_or(secs(60)),
+        head_timeout: reader.duration(section, "head_timeout", secs(1), DAY).unwrap_or(secs(600)),
         mirrors: reader.list(section, "mirrors", is_folder_address, ADDRESS_SHAPE).unwrap_or_default(),
         ways: ways(reader, section),
         max_fetch: reader.size(section, "max_fetch", 0, 1 << 40),
@@ -222,6 +227,13 @@ fn backup(reader: &mut Reader<'_>, section: &Section<'_>) -> BackupConfig {
     }
 }
 
+/// `[health.timeouts]`: any check's name, and how long that one may take.
+fn timeouts(reader: &mut Reader<'_>, health: &Section<'_>) -> BTreeMap<String, Duration> {
+    let section = reader.table(health, "timeouts");
+    let mut read = |name: &String| Some((name.clone(), reader.duration(&section, name, ms(100), secs(3600))?));
+    section.entries().filter_map(|(name, _)| read(name)).collect()
+}
+
 fn health(reader: &mut Reader<'_>, section: &Section<'_>) -> HealthConfig {
     let hour = secs(3600);
     let within = reader.duration(section, "within", secs(120), DAY);
@@ -236,6 +248,7 @@ fn health(reader: &mut Reader<'_>, section: &Section<'_>) -> HealthConfig {
         deadline: reader.duration(section, "deadline", secs(1), DAY).unwrap_or(last),
         passes: reader.integer(section, "passes", 1, 100).unwrap_or(3),
         check_timeout: reader.duration(section, "check_timeout", ms(100), hour).unwrap_or(secs(60)),
+        timeouts: timeouts(reader, section),
         units: reader.list(section, "units", is_unit, UNIT_SHAPE).unwrap_or_default(),
         http: reader.list(section, "http", is_address, ADDRESS_SHAPE).unwrap_or_default(),
         tcp: reader.list(section, "tcp", is_host_and_port, PORT_SHAPE).unwrap_or_default(),

@@ -70,11 +70,18 @@ impl Engine {
         let config = &self.device.config.health;
         let mut settings = HealthSettings::new(self.device.paths.root(), Limits::within(config.check_timeout));
         settings.limits = settings.limits.contained(self.containment());
+        settings.deadlines.clone_from(&config.timeouts);
         settings.units.clone_from(&config.units);
         settings.tcp.clone_from(&config.tcp);
         let source = self.device.record().state.deployment().map(|deployment| deployment.source.as_str());
         settings.probes = probes::checks(&self.opener, &config.http, source);
-        HealthChecks::find(settings)
+        let checks = HealthChecks::find(settings)?;
+        let unknown = checks.deadlines_of_nobody();
+        if !unknown.is_empty() {
+            let names = unknown.join(", ");
+            tracing::warn!(names, "health.timeouts names checks that there are not: they change nothing");
+        }
+        Ok(checks)
     }
 
     /// Looks how the system does that is about to be left: what fails here in every one of `health.passes` rounds cannot cause

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bascule_boot::disk::{Slot, Sysfs, open_target};
 use bascule_core::offer::{SAME, blockers};
@@ -18,7 +19,8 @@ use crate::conditions;
 use crate::device::Device;
 use crate::prepare::{Choice, PrepareError};
 use crate::shared::{Answer, Plan, Refused, Source};
-use crate::source::{Fetched, Opener};
+use crate::source::http::HttpError;
+use crate::source::{Fetched, Opener, SourceError};
 
 /// Opens bundles with this device's trust; may go to another thread.
 pub(super) struct BundleOpener {
@@ -42,6 +44,29 @@ impl BundleOpener {
     pub(super) fn reopen(&self, label: &str, attempt: u32, fetched: Fetched) -> Result<BundleReader, PrepareError> {
         let input = self.opener.reopen(label, attempt, fetched)?;
         Ok(BundleReader::open(input, &self.trust, clock::now_at_least_built())?)
+    }
+}
+
+/// Stops a reading that takes longer than it may: the loop does not turn meanwhile.
+struct Alarm {
+    timer: tokio::task::JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Alarm {
+    fn set(runtime: &tokio::runtime::Handle, limit: Duration, stop: &Arc<AtomicBool>) -> Alarm {
+        let ring = stop.clone();
+        let timer = runtime.spawn(async move {
+            tokio::time::sleep(limit).await;
+            ring.store(true, Ordering::Relaxed);
+        });
+        Alarm { timer, stop: stop.clone() }
+    }
+
+    /// Takes it back; whether it was too late for that.
+    fn rang(self) -> bool {
+        self.timer.abort();
+        self.stop.load(Ordering::Relaxed)
     }
 }
 
@@ -123,12 +148,17 @@ impl Engine {
     fn open_bundle(&self, source: Source, fetched: Fetched, cancel: &Arc<AtomicBool>) -> Result<BundleReader, Refused> {
         let most_fetched = self.device.config.prepare.max_fetch;
         let opener = Opener { most_fetched, ..self.opener.with_cancel(cancel.clone()) };
+        let label = source.label();
+        let limit = self.device.config.prepare.head_timeout;
+        let alarm = Alarm::set(&self.opener.runtime, limit, cancel);
         let opened = BundleOpener::new(&self.device, opener).open(source, fetched);
         let ways = super::preparation::ways(&self.device);
         let read = opened.and_then(|mut bundle| {
             bundle.read_tables(&|_, delta| ways.wanted(delta))?;
             Ok(bundle)
         });
+        let slow = || PrepareError::Source(SourceError::Http(HttpError::Slow { url: label, seconds: limit.as_secs() }));
+        let read = if alarm.rang() { Err(slow()) } else { read };
         read.map_err(|error| {
             let mut error = error.failure().error;
             error.phase = Phase::Check;

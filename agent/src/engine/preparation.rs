@@ -12,7 +12,7 @@ use crate::prepare::{Preparation, PrepareError, Ways};
 use crate::shared::Progress;
 use crate::source::Opener;
 
-/// How long `ionice` may take.
+/// How long `ionice` or `renice` may take.
 const STAND_BACK: Duration = Duration::from_secs(5);
 
 /// The longest wait between two attempts of a preparation.
@@ -32,15 +32,19 @@ pub(super) fn ways(device: &Device) -> Ways {
     }
 }
 
-/// Puts this thread, and those it starts, behind everybody else who wants the disk, where the system has `ionice`.
+/// Puts this thread, and those it starts, behind everybody else who wants the disk or a processor, where the system has
+/// `ionice` and `renice`.
 fn stand_back() {
     let thread = nix::unistd::gettid().to_string();
     // Not the idle class: a scheduler that keeps it waiting for long can make a device's own time limits run out.
-    let words = ["--class", "best-effort", "--classdata", "7", "--pid"];
-    let command = words.iter().fold(Command::new("ionice"), |command, word| command.arg(*word)).arg(thread);
-    let outcome = runner::run(&command, &Limits::within(STAND_BACK), &AtomicBool::new(false));
-    if !outcome.succeeded() {
-        tracing::info!(outcome = outcome.reason(), "the preparation is not put behind others who use the disk");
+    let disk = ("ionice", ["--class", "best-effort", "--classdata", "7", "--pid"].as_slice());
+    let processor = ("renice", ["-n", "19", "-p"].as_slice());
+    for (program, words) in [disk, processor] {
+        let command = words.iter().fold(Command::new(program), |command, word| command.arg(*word)).arg(&thread);
+        let outcome = runner::run(&command, &Limits::within(STAND_BACK), &AtomicBool::new(false));
+        if !outcome.succeeded() {
+            tracing::info!(program, outcome = outcome.reason(), "the preparation is not put behind others");
+        }
     }
 }
 

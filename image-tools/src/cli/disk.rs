@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bascule_image::disk::{BOOT_FILES, DiskSpec, Ext4, FALLBACK_EPOCH, Part, Sizes, SlotContent, create_disk};
-use clap::{Args, Subcommand};
+use bascule_image::disk::{BOOT_FILES, DiskSpec, Ext4, FALLBACK_EPOCH, Loader, Part, Sizes, SlotContent, create_disk};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::{show, value};
@@ -12,7 +12,7 @@ use super::{show, value};
 /// The commands about disks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Disk {
-    /// Make an A/B disk image that boots in UEFI machines through GRUB.
+    /// Make an A/B disk image that boots through the loader you name.
     Create(Create),
 }
 
@@ -43,7 +43,10 @@ pub(crate) struct Create {
     /// The loader's files [default: usr/lib/bascule/boot/grub of the tree].
     #[arg(long)]
     boot_files: Option<PathBuf>,
-    /// Where GRUB's modules for x86_64-efi are [default: where grub-mkimage looks].
+    /// What starts a group.
+    #[arg(long, value_enum, default_value_t)]
+    loader: LoaderName,
+    /// Where GRUB's modules are [default: where the packages put them].
     #[arg(long)]
     grub_modules: Option<PathBuf>,
     /// Size of each root slot.
@@ -64,6 +67,25 @@ pub(crate) struct Create {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// The loaders, as people write them.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum LoaderName {
+    /// GRUB, started by UEFI firmware.
+    #[default]
+    Grub,
+    /// GRUB, started by a BIOS.
+    GrubBios,
+}
+
+impl From<LoaderName> for Loader {
+    fn from(name: LoaderName) -> Loader {
+        match name {
+            LoaderName::Grub => Loader::Grub,
+            LoaderName::GrubBios => Loader::GrubBios,
+        }
+    }
 }
 
 /// What a root image is made of.
@@ -115,6 +137,7 @@ impl Create {
             root_a: slot(self.root_image, self.tree),
             root_b: slot(self.root_image_b, self.tree_b),
             boot_files: boot_files.context("without --tree, --boot-files must say where the loader's files are")?,
+            loader: self.loader.into(),
             grub_modules: self.grub_modules,
             sizes: Sizes { esp: self.esp_size, slot: self.slot_size, data: self.data_size },
             seed: self.seed,

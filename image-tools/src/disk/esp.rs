@@ -1,4 +1,4 @@
-//! Makes the EFI system partition: real GRUB, its configuration and its two environment blocks.
+//! Makes the boot partition: GRUB, its configuration and its two environment blocks.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -9,7 +9,7 @@ use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::error::DiskError;
 use super::layout::{Part, identifier};
-use super::{DiskSpec, dots, tool};
+use super::{DiskSpec, Loader, dots, tool};
 
 /// A cluster holds a whole environment block, which is therefore never in two pieces: GRUB and the agent write it in place.
 const CLUSTER_BYTES: u32 = 1024;
@@ -19,19 +19,19 @@ const ENVIRONMENT_HEAD: &[u8] = b"# GRUB Environment Block\n";
 
 /// Makes the FAT32 image `place` of the partition's size.
 pub(super) fn create(spec: &DiskSpec, part: &Part, scratch: &Path, place: &Path) -> Result<(), DiskError> {
-    let loader = scratch.join("BOOTX64.EFI");
-    make_loader(spec, &loader)?;
-    let mut files = vec![("EFI/BOOT/BOOTX64.EFI", fs::read(&loader).map_err(DiskError::at("reading", &loader))?)];
-    for (name, path) in
-        [("grub.cfg", "bascule/grub.cfg"), ("grubenv", "bascule/grubenv"), ("fallback", "bascule/fallback")]
-    {
-        files.push((path, boot_file(spec, name)?));
-    }
-    for (path, bytes) in files.iter().skip(2) {
+    let mut files = vec![("bascule/grub.cfg", boot_file(spec, "grub.cfg")?)];
+    for (name, path) in [("grubenv", "bascule/grubenv"), ("fallback", "bascule/fallback")] {
+        let bytes = boot_file(spec, name)?;
         if bytes.len() != ENVIRONMENT_BYTES || !bytes.starts_with(ENVIRONMENT_HEAD) {
             let fault = "is not a GRUB environment block of 1024 bytes";
             return Err(DiskError::BootFile { path: path.into(), fault });
         }
+        files.push((path, bytes));
+    }
+    if spec.loader == Loader::Grub {
+        let loader = scratch.join("BOOTX64.EFI");
+        make_loader(spec, &loader)?;
+        files.push(("EFI/BOOT/BOOTX64.EFI", fs::read(&loader).map_err(DiskError::at("reading", &loader))?));
     }
     write_fat(part, &files, place, volume_id(&spec.seed)).map_err(DiskError::at("writing", place))
 }
@@ -41,17 +41,23 @@ fn boot_file(spec: &DiskSpec, name: &str) -> Result<Vec<u8>, DiskError> {
     fs::read(&path).map_err(DiskError::at("reading the loader's file", &path))
 }
 
-fn make_loader(spec: &DiskSpec, loader: &Path) -> Result<(), DiskError> {
+/// The names of GRUB's modules that its core is to have.
+pub(super) fn modules(spec: &DiskSpec) -> Result<Vec<String>, DiskError> {
     let modules = boot_file(spec, "modules")?;
     let modules = String::from_utf8_lossy(&modules);
-    let modules = modules.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
+    let lines = modules.lines().filter(|line| !line.trim_start().starts_with('#'));
+    Ok(lines.flat_map(str::split_whitespace).map(str::to_owned).collect())
+}
+
+fn make_loader(spec: &DiskSpec, loader: &Path) -> Result<(), DiskError> {
+    let modules = modules(spec)?;
     let early = spec.boot_files.join("early.cfg");
     let mut arguments: Vec<OsString> = ["-O", "x86_64-efi", "-p", "/bascule", "-o"].map(OsString::from).into();
     arguments.extend([loader.into(), "-c".into(), early.into()]);
     if let Some(directory) = &spec.grub_modules {
         arguments.extend(["-d".into(), directory.into()]);
     }
-    arguments.extend(modules.map(OsString::from));
+    arguments.extend(modules.into_iter().map(OsString::from));
     tool::run("grub-mkimage", arguments, &[("SOURCE_DATE_EPOCH", spec.epoch.to_string())])
 }
 

@@ -10,11 +10,13 @@ use gpt::partition_types::{self, Type};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::Loader;
 use super::error::DiskError;
 use crate::manifest::sha256;
 
 pub(super) const ESP: &str = "esp";
 pub(super) const BOOTENV: &str = "bootenv";
+pub(super) const BIOS_BOOT: &str = "bios-boot";
 pub(super) const ROOT_A: &str = "root-a";
 pub(super) const ROOT_B: &str = "root-b";
 pub(super) const DATA: &str = "data";
@@ -51,10 +53,11 @@ pub struct Part {
 }
 
 /// Lays the five partitions out one after another, from 1 MiB on.
-pub(super) fn parts(sizes: &Sizes, seed: &str) -> Result<Vec<Part>, DiskError> {
+pub(super) fn parts(sizes: &Sizes, loader: Loader, seed: &str) -> Result<Vec<Part>, DiskError> {
+    let second = if loader == Loader::GrubBios { BIOS_BOOT } else { BOOTENV };
     let wanted = [
         (ESP, sizes.esp, LEAST_ESP_MIB),
-        (BOOTENV, MIB, 1),
+        (second, MIB, 1),
         (ROOT_A, sizes.slot, 16),
         (ROOT_B, sizes.slot, 16),
         (DATA, sizes.data, 16),
@@ -105,7 +108,11 @@ fn entry(part: &Part, seed: &str) -> Partition {
 }
 
 fn part_type(name: &str) -> Type {
-    if name == ESP { partition_types::EFI } else { partition_types::LINUX_FS }
+    match name {
+        ESP => partition_types::EFI,
+        BIOS_BOOT => partition_types::BIOS,
+        _ => partition_types::LINUX_FS,
+    }
 }
 
 /// An identifier that the same seed and name always give.

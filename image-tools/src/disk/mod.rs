@@ -1,13 +1,14 @@
 //! Makes an A/B disk image from a root tree, without privileges, loop devices or mounts.
 //!
 //! ```text
-//! GPT  1 esp      FAT32: EFI/BOOT/BOOTX64.EFI, bascule/{grub.cfg, grubenv, fallback}
-//!      2 bootenv  1 MiB, reserved
+//! GPT  1 esp      FAT32: the loader, and what it goes by
+//!      2 bootenv  1 MiB, reserved; with GRUB for a BIOS it is bios-boot, and holds GRUB's core
 //!      3 root-a   ext4 of the tree
 //!      4 root-b   zeroes, or ext4 of a second tree
 //!      5 data     empty ext4
 //! ```
 
+mod bios;
 mod dots;
 mod error;
 mod esp;
@@ -25,6 +26,16 @@ pub use layout::{Part, Sizes};
 
 /// Where a root keeps the loader's files, below its tree.
 pub const BOOT_FILES: &str = "usr/lib/bascule/boot/grub";
+
+/// Which boot loader the disk starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Loader {
+    /// GRUB, started by UEFI firmware.
+    #[default]
+    Grub,
+    /// GRUB, started by a BIOS.
+    GrubBios,
+}
 
 /// What goes into a root slot.
 #[derive(Debug, Clone)]
@@ -46,6 +57,8 @@ pub struct DiskSpec {
     pub root_b: SlotContent,
     /// The directory with the loader's files: `modules`, `early.cfg`, `grub.cfg`, `grubenv`, `fallback`.
     pub boot_files: PathBuf,
+    /// What starts a group.
+    pub loader: Loader,
     /// Where GRUB's modules are, if not where `grub-mkimage` looks by itself.
     pub grub_modules: Option<PathBuf>,
     /// How large the partitions are.
@@ -61,7 +74,7 @@ pub struct DiskSpec {
 /// # Errors
 /// When a tool is missing or fails, something does not fit, or a file cannot be read or written.
 pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskError> {
-    let parts = layout::parts(&spec.sizes, &spec.seed)?;
+    let parts = layout::parts(&spec.sizes, spec.loader, &spec.seed)?;
     let directory = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let scratch = tempfile::Builder::new()
         .prefix(".disk-")
@@ -72,6 +85,9 @@ pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskErro
     let disk = OpenOptions::new().read(true).write(true).create_new(true).open(&unfinished).map_err(&failed)?;
     disk.set_len(layout::disk_bytes(&parts)).map_err(&failed)?;
     layout::write_table(&disk, &parts, &spec.seed)?;
+    if let Some(part) = parts.iter().find(|part| part.name == layout::BIOS_BOOT) {
+        bios::write_first_sector(spec, &disk, part)?;
+    }
     for part in &parts {
         if let Some(image) = part_image(spec, part, scratch.path())? {
             let source = File::open(&image).map_err(DiskError::at("reading", &image))?;
@@ -103,6 +119,7 @@ fn part_image(spec: &DiskSpec, part: &Part, scratch: &Path) -> Result<Option<Pat
         layout::ESP => esp::create(spec, part, scratch, &place).map(|()| Some(place.clone())),
         layout::ROOT_A => slot(&spec.root_a),
         layout::ROOT_B => slot(&spec.root_b),
+        layout::BIOS_BOOT => bios::create_core(spec, part, &place).map(|()| Some(place.clone())),
         layout::DATA => ext4(None),
         _ => Ok(None),
     }

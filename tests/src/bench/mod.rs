@@ -16,6 +16,7 @@ mod ours;
 mod process;
 mod rauc;
 mod report;
+mod service;
 mod signed;
 mod slot;
 
@@ -27,6 +28,7 @@ use bascule_core::Digest;
 
 pub use apply::apply;
 pub use delta::{Options, delta};
+pub use service::service;
 
 use crate::Images;
 use process::Usage;

@@ -37,6 +37,7 @@ pub(super) struct Device {
     slot: PathBuf,
     slot_bytes: u64,
     booted: Option<PathBuf>,
+    more: String,
 }
 
 /// What ranges of zeroes cost.
@@ -58,12 +59,24 @@ impl Device {
     pub(super) fn new(folder: &Path, bundle: &Signed, slot: &LoopSlot) -> Result<Device> {
         super::built("basculed")?;
         let (slot, slot_bytes) = (slot.device().to_owned(), slot.size());
-        Ok(Device { folder: folder.to_owned(), bundle: bundle.clone(), slot, slot_bytes, booted: None })
+        Ok(Device {
+            folder: folder.to_owned(),
+            bundle: bundle.clone(),
+            slot,
+            slot_bytes,
+            booted: None,
+            more: String::new(),
+        })
     }
 
     /// The same device, whose booted slot is a real block device too.
     pub(super) fn booted_from(self, slot: &LoopSlot) -> Device {
         Device { booted: Some(slot.device().to_owned()), ..self }
+    }
+
+    /// The same device with more configuration.
+    pub(super) fn configured(self, more: &str) -> Device {
+        Device { more: more.to_owned(), ..self }
     }
 
     /// Installs from a file.
@@ -164,7 +177,7 @@ impl Device {
             fs::create_dir_all(root.join(folder))?;
         }
         fs::create_dir_all(root.join("run/bascule"))?;
-        fs::write(root.join("etc/bascule/config.toml"), CONFIG)?;
+        fs::write(root.join("etc/bascule/config.toml"), format!("{CONFIG}{}", self.more))?;
         fs::copy(&self.bundle.root, root.join("etc/bascule/root.json"))?;
         fs::write(root.join("usr/lib/bascule/release.toml"), RELEASE)?;
         fs::write(root.join("boot/efi/bascule/grub.cfg"), SCRIPT)?;

@@ -1,4 +1,4 @@
-//! Measures. `cargo xtask bench install|delta|apply` prepares everything and starts this.
+//! Measures. `cargo xtask bench install|delta|apply|service` prepares everything and starts this.
 
 use std::process::ExitCode;
 
@@ -8,13 +8,15 @@ use bascule_tests::bench::{self, Options};
 const ROUNDS: usize = 3;
 const USAGE: &str = "usage: cargo xtask bench install [ROUNDS]
        cargo xtask bench delta [--pair a|c] [--format ext4|erofs|erofs-lz4hc|squashfs] [--only NAME,...]
-       cargo xtask bench apply [ROUNDS]";
+       cargo xtask bench apply [ROUNDS]
+       cargo xtask bench service [ROUNDS]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let measured = match words[..] {
         ["install", ref rest @ ..] => rounds(rest).map(bench::install),
+        ["service", ref rest @ ..] => rounds(rest).map(bench::service),
         ["apply", ref rest @ ..] => rounds(rest).map(bench::apply),
         ["delta", ref rest @ ..] => Options::parse(rest).map(|options| bench::delta(&options)),
         _ => Err(anyhow::anyhow!("nothing that can be measured is named")),

@@ -2,10 +2,28 @@
 
 use std::process::ExitCode;
 
+use bascule_image::disk::Loader;
 use bascule_tests::scenes::Stage;
+use bascule_tests::{MachineBuilder, factory};
+
+const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios]";
 
 fn main() -> ExitCode {
-    match play() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let loader = match words[..] {
+        [] => Ok(Loader::Grub),
+        ["--loader", name] => factory::loader(name),
+        _ => Err(anyhow::anyhow!("only --loader is known")),
+    };
+    let loader = match loader {
+        Ok(loader) => loader,
+        Err(error) => {
+            eprintln!("error: {error:#}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match play(loader) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nerror: the demo did not go as told");
@@ -16,15 +34,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn play() -> anyhow::Result<()> {
-    let mut stage = Stage::set("demo", None)?;
+fn play(loader: Loader) -> anyhow::Result<()> {
+    let device = |builder: MachineBuilder| builder.factory(loader, "v1");
+    let mut stage = Stage::set_with("demo", device)?;
     stage.installs_a_good_system("v2")?;
     stage.refuses_bad_bundles()?;
     stage.rolls_back_an_unhealthy_system()?;
     stage.comes_back_from_a_system_that_does_not_boot()?;
-    stage.another_device("demo-written-to")?;
+    stage.another_device("demo-written-to", device)?;
     stage.heals_a_delta_where_the_root_was_written_to("v2")?;
-    stage.another_device("demo-cut-off")?;
+    stage.another_device("demo-cut-off", device)?;
     stage.finishes_a_delta_that_was_cut_off("v2")?;
     let seconds = stage.timeline.seconds();
     stage.timeline.heading("Everything went as told");

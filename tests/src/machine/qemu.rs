@@ -23,6 +23,7 @@ pub(super) struct Configuration<'a> {
     pub(super) kernel: &'a Path,
     pub(super) ping_port: u16,
     pub(super) command_socket: &'a Path,
+    pub(super) watchdog: bool,
 }
 
 /// Builds the command; the serial console is on its standard input and output.
@@ -39,17 +40,22 @@ pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
             drive(&mut command, "if=pflash,format=raw,readonly=on", firmware("CODE")?.as_path());
             drive(&mut command, "if=pflash,format=raw", configuration.variables);
         }
+        Boot::Bios => {}
         Boot::Kernel { command_line } => {
             command.arg("-kernel").arg(configuration.kernel).args(["-append", command_line]);
         }
     }
     drive(&mut command, "if=none,id=disk,format=raw", configuration.disk);
-    command.args(["-device", "nvme,drive=disk,serial=bascule"]);
+    command.args(["-device", "nvme,drive=disk,serial=bascule,bootindex=0"]);
     let forward = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:7000", configuration.ping_port);
     command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
     command.args(["-device", "virtio-rng-pci", "-serial", "stdio"]);
     let socket = format!("socket,id=commands,path={}", configuration.command_socket.display());
     command.args(["-chardev", &socket, "-serial", "chardev:commands"]);
+    if configuration.watchdog {
+        // The demo's systems look for it at this address.
+        command.args(["-device", "i6300esb,addr=0x10", "-action", "watchdog=reset"]);
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Ok(command)
 }

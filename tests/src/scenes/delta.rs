@@ -51,7 +51,7 @@ impl Stage {
             format!("makes the root writable and changes {} files", files.trim()),
             "and read-only again",
         );
-        let start = self.booted_slot_start(&before)?;
+        let start = self.slot_start(&before, &text_at(&before, "/booted"))?;
         let fit = bundle.fit(&self.machine.disk(), start)?;
         ensure!(fit.missing.image > 0, "the delta still fits all of the root");
 
@@ -130,15 +130,6 @@ impl Stage {
         let transfer = last.and_then(|line| line.pointer("/deployment/transfer"));
         let transfer = transfer.with_context(|| format!("the history does not tell what was fetched: {printed}"))?;
         Ok(serde_json::from_value(transfer.clone())?)
-    }
-
-    /// Where the booted slot begins on the disk, in bytes.
-    pub(super) fn booted_slot_start(&mut self, status: &Value) -> Result<u64> {
-        let device = text_at(status, &format!("/groups/{}/slots/0/device", text_at(status, "/booted")));
-        let name = device.rsplit('/').next().unwrap_or_default();
-        let sectors = self.machine.succeed(&format!("cat /sys/class/block/{name}/start"))?;
-        let sectors: u64 = sectors.trim().parse().with_context(|| format!("{name} begins at {sectors:?}"))?;
-        Ok(sectors * 512)
     }
 
     fn wait_for_sent(&mut self, wire: &Wire, bytes: u64) -> Result<()> {

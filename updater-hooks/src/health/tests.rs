@@ -82,6 +82,20 @@ fn a_check_that_hangs_has_failed_and_the_others_still_run() {
 }
 
 #[test]
+fn a_check_may_have_a_deadline_of_its_own_and_one_of_nobody_is_named() {
+    let device = Device::new();
+    device.required("10-quick", "exec sleep 60").required("20-slow", "sleep 1");
+    let mut checks = device.checks_within(Duration::from_secs(20), &[]);
+    checks.settings.deadlines =
+        [("10-quick", 300), ("30-gone", 300)].map(|(name, ms)| (name.to_owned(), Duration::from_millis(ms))).into();
+    assert_eq!(checks.deadlines_of_nobody(), ["30-gone"]);
+    let started = std::time::Instant::now();
+    let results = run(&mut checks);
+    assert_eq!(passed(&results), [("10-quick", false), ("20-slow", true)]);
+    assert!(results[0].hung() && started.elapsed() < Duration::from_secs(15), "its own deadline did not count");
+}
+
+#[test]
 fn checks_run_beside_each_other() {
     let device = Device::new();
     for name in ["a", "b", "c", "d"] {

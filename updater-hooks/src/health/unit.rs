@@ -1,10 +1,10 @@
 //! Asks systemd about one unit: is it active, and has it stayed so?
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use super::HealthSettings;
 use crate::output::neutralise;
-use crate::runner::{self, Command, Outcome};
+use crate::runner::{self, Command, Limits, Outcome};
 
 /// How long a unit's name may be (`UNIT_NAME_MAX` of systemd).
 const NAME_LIMIT: usize = 255;
@@ -21,7 +21,8 @@ pub(super) struct Seen {
 /// and is started again is active at most looks, and not healthy at any.
 pub(super) fn look_at(
     name: &str,
-    settings: &HealthSettings,
+    systemctl: &Path,
+    limits: &Limits,
     restarts_before: Option<u64>,
     cancel: &AtomicBool,
 ) -> Seen {
@@ -30,8 +31,8 @@ pub(super) fn look_at(
         return Seen { passed: false, reason: outcome.reason(), restarts: None, outcome };
     }
     let properties = "--property=LoadState,ActiveState,SubState,NRestarts";
-    let command = Command::new(&settings.systemctl).arg("show").arg(properties).arg("--").arg(name);
-    let outcome = runner::run(&command, &settings.limits, cancel);
+    let command = Command::new(systemctl).arg("show").arg(properties).arg("--").arg(name);
+    let outcome = runner::run(&command, limits, cancel);
     if !outcome.succeeded() {
         return Seen { passed: false, reason: outcome.reason(), restarts: None, outcome };
     }

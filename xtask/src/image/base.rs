@@ -13,7 +13,7 @@ use super::shell;
 const PACKAGES: [&str; 7] = ["systemd-sysv", "udev", "dbus", "iproute2", "e2fsprogs", "kmod", "busybox-static"];
 
 /// Kernel modules of the guests; disk, ext4 and serial console are built into the cloud kernel.
-const MODULES: &str = "vfat nls_cp437 nls_ascii nls_utf8 nls_iso8859_1 virtio_pci virtio_net virtio_rng loop";
+const MODULES: &str = "vfat nls_cp437 nls_ascii nls_utf8 nls_iso8859_1 virtio_pci virtio_net virtio_rng loop watchdog";
 
 /// Paths that dpkg does not unpack.
 const LEFT_OUT: [&str; 6] = [
@@ -25,7 +25,12 @@ const LEFT_OUT: [&str; 6] = [
     "/usr/share/lintian/*",
 ];
 
-/// Fetches the newest cloud kernel with the guest's own package lists; keeps the image and the modules in [`MODULES`].
+/// The driver of QEMU's hardware watchdog. The cloud kernel is built without it; the generic kernel of the same source
+/// has it, and a module of the one can be forced into the other.
+const WATCHDOG: &str = "kernel/drivers/watchdog/i6300esb.ko";
+
+/// Fetches the newest cloud kernel with the guest's own package lists; keeps the image, the modules in [`MODULES`], and
+/// [`WATCHDOG`] from the generic kernel.
 const ADD_KERNEL: &str = r#"
 tree=$1
 work=$(mktemp -d)
@@ -33,9 +38,10 @@ cd "$work"
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
 test -n "$package"
-apt-get -qq -o APT::Sandbox::User=root download "$package"
+generic=$(echo "$package" | sed s/-cloud//)
+apt-get -qq -o APT::Sandbox::User=root download "$package" "$generic"
 mkdir kernel
-dpkg-deb --fsys-tarfile linux-image-*.deb | tar -x -C kernel
+dpkg-deb --fsys-tarfile "$package"_*.deb | tar -x -C kernel
 version=$(ls kernel/lib/modules)
 depmod -b kernel "$version"
 cp "kernel/boot/vmlinuz-$version" "$tree/boot/vmlinuz"
@@ -48,6 +54,9 @@ done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | sort -u | while read -r file; do
     mkdir -p "$tree/usr/lib/modules/${inside%/*}"
     cp "$file" "$tree/usr/lib/modules/$inside"
 done
+mkdir -p "$tree/$to/extra"
+dpkg-deb --fsys-tarfile "$generic"_*.deb | tar -xO --wildcards "./lib/modules/*/$WATCHDOG" > "$tree/$to/extra/${WATCHDOG##*/}"
+test -s "$tree/$to/extra/${WATCHDOG##*/}"
 cp kernel/lib/modules/"$version"/modules.builtin* kernel/lib/modules/"$version"/modules.order "$tree/$to/"
 depmod -b "$tree" "$version"
 cd /
@@ -87,7 +96,7 @@ done
 ///
 /// The key does not name the archive's state: a new kernel or security update is taken when the cache is removed.
 pub(super) fn ensure(directory: &Path) -> Result<(PathBuf, Key)> {
-    let key = Key::of((SUITE, PACKAGES, MODULES, LEFT_OUT, ADD_KERNEL, TRIM));
+    let key = Key::of((SUITE, PACKAGES, MODULES, WATCHDOG, LEFT_OUT, ADD_KERNEL, TRIM));
     let tree = cache::cached(directory, "base", &key, build)?;
     Ok((tree, key))
 }
@@ -113,7 +122,7 @@ fn build(tree: &Path) -> Result<()> {
 fn with_hooks(format: &str) -> Command {
     let mut command = mmdebstrap("essential", &PACKAGES, &LEFT_OUT);
     command.arg(format!("--format={format}"));
-    command.env("MODULES", MODULES).env("ADD_KERNEL", ADD_KERNEL).env("TRIM", TRIM);
+    command.env("MODULES", MODULES).env("WATCHDOG", WATCHDOG).env("ADD_KERNEL", ADD_KERNEL).env("TRIM", TRIM);
     command.args(["--customize-hook=set -eu; eval \"$ADD_KERNEL\"", "--customize-hook=set -eu; eval \"$TRIM\""]);
     command
 }

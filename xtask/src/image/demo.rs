@@ -52,7 +52,7 @@ pub(super) const PLAIN: u32 = 0o644;
 pub(super) const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
-const FILES: [(&str, u32, &str); 20] = [
+const FILES: [(&str, u32, &str); 24] = [
     ("etc/fstab", PLAIN, include_str!("files/fstab")),
     ("etc/hostname", PLAIN, "bascule-demo\n"),
     ("etc/hosts", PLAIN, "127.0.0.1 localhost bascule-demo\n"),
@@ -65,6 +65,10 @@ const FILES: [(&str, u32, &str); 20] = [
     ("etc/systemd/system/systemd-udev-trigger.service.d/demo.conf", PLAIN, include_str!("files/udev-trigger.conf")),
     ("etc/systemd/system/demo-network.service", PLAIN, include_str!("files/demo-network.service")),
     ("etc/systemd/system/ping.service", PLAIN, include_str!("files/ping.service")),
+    ("etc/systemd/system/demo-watchdog.service", PLAIN, include_str!("files/demo-watchdog.service")),
+    ("etc/systemd/system.conf.d/watchdog.conf", PLAIN, include_str!("files/watchdog.conf")),
+    ("etc/systemd/system/demo-fault.service", PLAIN, include_str!("files/demo-fault.service")),
+    ("usr/lib/demo/fault", PROGRAM, include_str!("files/fault")),
     ("etc/systemd/system/shell-ttyS0.service", PLAIN, include_str!("files/shell-ttyS0.service")),
     ("etc/systemd/system/shell-ttyS1.service", PLAIN, include_str!("files/shell-ttyS1.service")),
     ("etc/systemd/system/bascule-deadman.timer.d/demo.conf", PLAIN, "[Timer]\nOnBootSec=\nOnBootSec=40s\n"),
@@ -77,7 +81,14 @@ const FILES: [(&str, u32, &str); 20] = [
 ];
 
 /// Units of the demo that start with the system.
-const ENABLED: [&str; 4] = ["demo-network.service", "ping.service", "shell-ttyS0.service", "shell-ttyS1.service"];
+const ENABLED: [&str; 6] = [
+    "demo-network.service",
+    "demo-watchdog.service",
+    "demo-fault.service",
+    "ping.service",
+    "shell-ttyS0.service",
+    "shell-ttyS1.service",
+];
 
 /// Files of the version that this function's caller lays over the base tree, with the trust root to pin.
 pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path) -> Result<()> {

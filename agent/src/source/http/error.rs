@@ -35,6 +35,14 @@ pub enum HttpError {
         /// Where.
         offset: u64,
     },
+    /// It sends, but the head of the bundle did not come in the time it has.
+    #[error("the head of the bundle at {url} did not arrive within {seconds} s")]
+    Slow {
+        /// The URL.
+        url: String,
+        /// The time it had.
+        seconds: u64,
+    },
     /// Not a success.
     #[error("{url} answered {status}")]
     Status {
@@ -90,6 +98,7 @@ impl HttpError {
             HttpError::Tls(_) => "source.tls",
             HttpError::Unreachable { .. } => "source.unreachable",
             HttpError::Stalled { .. } => "source.stalled",
+            HttpError::Slow { .. } => "source.slow",
             HttpError::Status { .. } => "source.status",
             HttpError::Lies { .. } => "source.wrong-answer",
             HttpError::Limit { .. } => "source.limit",
@@ -105,6 +114,7 @@ impl HttpError {
         match self {
             HttpError::Url { .. } => "write it as http://HOST/PATH or https://HOST/PATH",
             HttpError::Tls(_) => "install the CA certificates this device is to trust",
+            HttpError::Slow { .. } => "check the link and the server, or raise `head_timeout` under [prepare]",
             HttpError::Unreachable { .. } | HttpError::Stalled { .. } => {
                 "check the link and the server; what was written is kept and the next attempt goes on from there"
             }
