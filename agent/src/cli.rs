@@ -147,6 +147,8 @@ enum HooksVerb {
 enum ConfigVerb {
     /// Explain every fault in the configuration; needs no daemon.
     Check,
+    /// Say which boot loader this device has, and why; needs no daemon.
+    Detect,
 }
 
 /// Runs the command line of this process.

@@ -59,10 +59,15 @@ pub struct DeviceConfig {
 /// `[boot]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BootConfig {
-    /// Which loader starts this device.
-    pub backend: Backend,
-    /// The folder with the loader's settings.
-    pub directory: PathBuf,
+    /// Which loader starts this device; `None`: the one that is found.
+    #[serde(serialize_with = "auto")]
+    pub backend: Option<Backend>,
+    /// The folder with the loader's settings; `None`: the usual one of the loader.
+    pub directory: Option<PathBuf>,
+    /// U-Boot's `fw_env.config`.
+    pub environment: PathBuf,
+    /// The program of the backend `custom`.
+    pub program: Option<PathBuf>,
     /// Starts the loader grants a new system before it falls back.
     pub tries: Tries,
 }
@@ -73,6 +78,35 @@ pub struct BootConfig {
 pub enum Backend {
     /// GRUB, through its environment block.
     Grub,
+    /// systemd-boot, through the names of its entries.
+    SystemdBoot,
+    /// U-Boot, through its redundant environment.
+    Uboot,
+    /// UEFI firmware that starts kernels itself, through its variables.
+    Efi,
+    /// An integrator's program.
+    Custom,
+}
+
+impl Backend {
+    /// All of them.
+    pub const ALL: [Backend; 5] = [Backend::Grub, Backend::SystemdBoot, Backend::Uboot, Backend::Efi, Backend::Custom];
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Grub => "grub",
+            Backend::SystemdBoot => "systemd-boot",
+            Backend::Uboot => "uboot",
+            Backend::Efi => "efi",
+            Backend::Custom => "custom",
+        }
+    }
+}
+
+fn auto<S: serde::Serializer>(backend: &Option<Backend>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(backend.map_or("auto", Backend::name))
 }
 
 /// `[slots.ROLE]`: selectors of the two slots of one role, such as `partlabel:root-a`.

@@ -7,15 +7,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bascule_boot::disk::{DiskError, Layout, Slot, SlotRole, SlotTable, Sysfs, locate};
-use bascule_boot::{BootBackend, BootError, GrubBackend};
+use bascule_boot::{BootBackend, BootError};
 use bascule_core::{
     Action, BootId, BootView, BootedGroup, Deployment, Disposition, ErrorReport, Health, Observed, Phase, Policy,
-    Record, Stamp, State, Step,
+    Record, Stamp, State, Step, Tries,
 };
 
 use crate::clock;
 use crate::config::{Config, SlotPair};
 use crate::durable;
+use crate::loaders::Loader;
 use crate::names;
 use crate::paths::Paths;
 use crate::shared::{CheckView, Release, SlotView};
@@ -100,7 +101,7 @@ pub struct Device {
     /// Its slots, found on the disk of the booted root.
     pub layout: Layout,
     /// The loader.
-    pub loader: Box<dyn BootBackend>,
+    pub loader: Loader,
     /// The record, locked.
     pub store: Store,
     /// Where what happens to deployments is told.
@@ -145,10 +146,16 @@ impl Device {
         self.loader.view(self.booted())
     }
 
+    /// Starts that a new system is granted: as configured, or the one that the loader can grant.
+    #[must_use]
+    pub fn tries(&self) -> Tries {
+        if self.loader.tries_once() { Tries::ONE } else { self.config.boot.tries }
+    }
+
     /// What a decision depends on besides the facts.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        Policy { tries: self.config.boot.tries, max_attempts: self.config.prepare.max_attempts }
+        Policy { tries: self.tries(), max_attempts: self.config.prepare.max_attempts }
     }
 
     /// The facts, without what only a running daemon knows: health, preparation, request.
@@ -180,7 +187,7 @@ impl Device {
                 self.record_step(step)?;
             }
             Action::MarkUnbootable => self.loader.mark_unbootable(booted.target())?,
-            Action::Activate => self.loader.activate(booted.target(), self.config.boot.tries)?,
+            Action::Activate => self.loader.activate(booted.target(), self.tries())?,
             Action::MarkGood => self.loader.mark_good(booted)?,
             Action::RollBack => self.loader.roll_back(booted)?,
             _ => return Ok(false),
@@ -280,7 +287,7 @@ pub struct Parts {
     /// Its slots.
     pub layout: Layout,
     /// The loader.
-    pub loader: Box<dyn BootBackend>,
+    pub loader: Loader,
     /// This boot.
     pub boot_id: BootId,
 }
@@ -293,7 +300,7 @@ impl Parts {
     pub fn find(paths: &Paths, config: &Config) -> Result<Self, DeviceError> {
         let release = read_release(paths)?;
         let layout = locate(&sysfs(paths), &slot_table(config)?)?;
-        let loader = Box::new(GrubBackend::new(paths.resolve(&config.boot.directory)));
+        let loader = Loader::new(paths, &config.boot);
         let boot_id = BootId(read_text(paths.boot_id())?.trim().to_owned());
         Ok(Parts { release, layout, loader, boot_id })
     }

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod api;
+pub mod boot_files;
 pub mod cli;
 pub mod clock;
 pub mod conditions;
@@ -18,6 +19,7 @@ pub mod durable;
 pub mod engine;
 pub mod evidence;
 pub mod heartbeat;
+pub mod loaders;
 pub mod logging;
 pub mod mounted;
 mod names;

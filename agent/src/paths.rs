@@ -16,7 +16,11 @@ impl Paths {
     pub const ROOT: &'static str = "/";
     /// A link to this switches a unit off.
     pub const NOWHERE: &'static str = "/dev/null";
-    /// Default of `boot.directory`: the loader's settings on the boot partition.
+    /// Where the boot partition is mounted, if not configured.
+    pub const BOOT_PARTITION: &'static str = "/boot/efi";
+    /// Default of `boot.environment`: where U-Boot's environment lies.
+    pub const BOOT_ENVIRONMENT: &'static str = "/etc/fw_env.config";
+    /// Default of `boot.directory` for GRUB: its settings on the boot partition.
     pub const BOOT_DIRECTORY: &'static str = "/boot/efi/bascule";
     /// Default of `state.directory`, on the data partition that both groups share.
     pub const STATE_DIRECTORY: &'static str = "/data/bascule";
@@ -75,6 +79,18 @@ impl Paths {
     #[must_use]
     pub fn command_line(&self) -> PathBuf {
         self.root.join("proc/cmdline")
+    }
+
+    /// The variables of a UEFI firmware.
+    #[must_use]
+    pub fn firmware_variables(&self) -> PathBuf {
+        self.root.join("sys/firmware/efi/efivars")
+    }
+
+    /// There only when systemd-boot counted this very start.
+    #[must_use]
+    pub fn boot_count(&self) -> PathBuf {
+        self.firmware_variables().join("LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
     }
 
     /// Seconds since this boot, and idle seconds.

@@ -55,7 +55,7 @@ pub fn rollback_health(paths: &Paths, config: Result<Config, ConfigError>) -> Re
         Ok(parts) => parts,
         Err(error) => return blind(paths, &error.report(Phase::Probation)),
     };
-    let (loader, booted) = (parts.loader.as_ref(), parts.layout.booted);
+    let (loader, booted): (&dyn BootBackend, _) = (&parts.loader, parts.layout.booted);
     if !on_trial(paths, loader, booted) {
         tracing::info!(group = booted.group().letter(), "the booted group is not on trial: nothing to watch");
         return Ok(());
@@ -170,10 +170,14 @@ fn on_trial(paths: &Paths, loader: &dyn BootBackend, booted: BootedGroup) -> boo
     }
 }
 
-/// `bascule.trial=N`: the loader counted a try for this start and has N left; empty where it counted none.
+/// `bascule.trial=N`: the loader counted a try for this start and has N left; empty where it counted none. systemd-boot
+/// cannot say so there, and leaves a variable.
 fn on_trial_by_command_line(paths: &Paths) -> bool {
     let line = durable::read_bounded(&paths.command_line(), COMMAND_LINE_LIMIT).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).into_owned();
+    if paths.boot_count().exists() {
+        return true;
+    }
     line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("bascule.trial=")).any(|left| !left.is_empty())
 }
 

@@ -7,6 +7,7 @@ use bascule_core::{Disposition, Group};
 
 use crate::custom::CustomError;
 use crate::efi::EfiError;
+use crate::uboot::config::ConfigError;
 
 /// Why the boot settings could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,21 @@ pub enum BootError {
         /// The group that would have to be good.
         group: Group,
     },
+    /// No loader that we know is on this device.
+    #[error("no boot loader is found: {looked}")]
+    NoLoader {
+        /// What was looked at.
+        looked: String,
+    },
+    /// More than one loader could be the one that starts this device.
+    #[error("{found} are both on this device, and which one starts it cannot be seen")]
+    SeveralLoaders {
+        /// Their names.
+        found: String,
+    },
+    /// Where U-Boot's environment lies is not said as it must be.
+    #[error("cannot use U-Boot's environment")]
+    Environment(#[from] ConfigError),
     /// The firmware's variables cannot be used as they are.
     #[error(transparent)]
     Efi(#[from] EfiError),
@@ -85,6 +101,9 @@ impl BootError {
             BootError::Damaged { .. } => "boot.damaged",
             BootError::NoRoom { .. } => "boot.no-room",
             BootError::NoGoodGroup { .. } => "boot.no-good-group",
+            BootError::NoLoader { .. } => "boot.no-loader",
+            BootError::SeveralLoaders { .. } => "boot.several-loaders",
+            BootError::Environment(error) => error.code(),
             BootError::Efi(error) => error.code(),
             BootError::Custom(error) => error.code(),
         }
@@ -107,6 +126,9 @@ impl BootError {
             BootError::NoGoodGroup { group, .. } => {
                 format!("make group {group} good first: `bascule commit` does when it is the booted one")
             }
+            BootError::NoLoader { .. } => "mount the boot partition, or name the loader: `backend` under [boot]".into(),
+            BootError::SeveralLoaders { .. } => "name the loader: `backend` under [boot]".into(),
+            BootError::Environment(error) => error.hint(),
             BootError::Efi(error) => error.hint(),
             BootError::Custom(error) => error.hint(),
         }
@@ -117,9 +139,12 @@ impl BootError {
     pub fn disposition(&self) -> Disposition {
         match self {
             BootError::NotTheLoaders { .. }
+            | BootError::NoLoader { .. }
             | BootError::Read { .. }
             | BootError::Write { .. }
             | BootError::Damaged { .. } => Disposition::Retry,
+            BootError::SeveralLoaders { .. } => Disposition::Person,
+            BootError::Environment(error) => error.disposition(),
             BootError::ReadBack { .. } | BootError::NoRoom { .. } | BootError::NoGoodGroup { .. } => {
                 Disposition::Person
             }

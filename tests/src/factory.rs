@@ -13,7 +13,12 @@ const MIB: u64 = 1 << 20;
 const EPOCH: u64 = 1_700_000_000;
 
 /// The loaders that the demo knows, as its command line names them.
-pub const LOADERS: [(&str, Loader); 2] = [("grub", Loader::Grub), ("grub-bios", Loader::GrubBios)];
+pub const LOADERS: [(&str, Loader); 4] = [
+    ("grub", Loader::Grub),
+    ("grub-bios", Loader::GrubBios),
+    ("systemd-boot", Loader::SystemdBoot),
+    ("uboot", Loader::Uboot),
+];
 
 /// The loader of this name.
 ///
@@ -26,11 +31,18 @@ pub fn loader(name: &str) -> Result<Loader> {
     }
 }
 
+/// The loader's name.
+#[must_use]
+pub fn name(loader: Loader) -> &'static str {
+    LOADERS.iter().find(|(_, known)| *known == loader).map_or("", |(name, _)| name)
+}
+
 /// How a machine with such a disk starts.
 #[must_use]
 pub fn boot(loader: Loader) -> Boot {
     match loader {
-        Loader::Grub => Boot::Firmware,
+        Loader::Grub | Loader::SystemdBoot => Boot::Firmware,
+        Loader::Uboot => Boot::Uboot,
         Loader::GrubBios => Boot::Bios,
     }
 }
@@ -44,7 +56,10 @@ pub fn create(images: &Images, loader: Loader, system: &str, to: &Path) -> Resul
     let spec = DiskSpec {
         root_a: SlotContent::Image(images.system(system)?.image.clone()),
         root_b: SlotContent::Empty,
-        boot_files: workspace.join("bootloader-glue/grub"),
+        boot_files: match loader {
+            Loader::Uboot => images.directory.join("uboot"),
+            _ => workspace.join("bootloader-glue/grub"),
+        },
         loader,
         grub_modules: None,
         sizes: Sizes { esp: 128 * MIB, slot: 512 * MIB, data: 64 * MIB },

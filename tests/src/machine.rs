@@ -35,6 +35,8 @@ pub enum Boot {
     Firmware,
     /// A BIOS, then the boot loader on the disk.
     Bios,
+    /// U-Boot as the firmware, which `cargo xtask image uboot` builds.
+    Uboot,
     /// The demo's kernel at once, without firmware and boot loader.
     Kernel {
         /// The kernel's command line.
@@ -194,6 +196,7 @@ impl Machine {
             memory_mib: self.memory_mib,
             boot: &self.boot,
             kernel: &self.images.kernel,
+            uboot: &self.images.directory.join("uboot/u-boot.rom"),
             ping_port: self.ping_port,
             command_socket: socket.path(),
             watchdog: self.watchdog,

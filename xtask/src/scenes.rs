@@ -26,6 +26,10 @@ pub(crate) fn vm(arguments: &[String]) -> Result<ExitCode> {
 
 /// Shows the whole main job as a timeline.
 pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
+    if arguments.iter().any(|argument| argument == "uboot") {
+        setup::ensure_for_uboot()?;
+        image::uboot::ensure()?;
+    }
     start("demo", arguments)
 }
 

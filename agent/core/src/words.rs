@@ -124,6 +124,8 @@ pub struct Tries(u8);
 impl Tries {
     /// The default of design and documentation: three starts without a commit.
     pub const DEFAULT: Tries = Tries(3);
+    /// What a loader grants that cannot count.
+    pub const ONE: Tries = Tries(1);
     /// The most a loader's settings can hold in one digit.
     pub const MAX: u8 = 9;
 

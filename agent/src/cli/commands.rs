@@ -13,7 +13,8 @@ use super::progress::Reporter;
 use super::text::{Paint, clean, json_line, json_pretty, out, table};
 use super::{Cli, ConfigVerb, Exit, HooksVerb, Options, Verb, explain, hooks, show, show_lists, upload};
 use crate::api::{AllowRequest, HistoryLine};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::loaders;
 use crate::paths::Paths;
 use crate::shared::Answer;
 use crate::status::{BootSettings, Groups, StateWord, Status};
@@ -42,6 +43,7 @@ pub(super) async fn run(cli: &Cli) -> Result<Exit, CliError> {
         Verb::Hooks(HooksVerb::List) => Ok(hooks::show(options)),
         Verb::Hooks(HooksVerb::Run { point, dry_run: _ }) => Ok(hooks::dry_run(options, point)),
         Verb::Config(ConfigVerb::Check) => Ok(config_check(options)),
+        Verb::Config(ConfigVerb::Detect) => Ok(config_detect(options)),
     }
 }
 
@@ -223,6 +225,34 @@ fn config_check(options: &Options) -> Exit {
         }
     }
     Exit::Done
+}
+
+/// Which loader is found, whatever the configuration says; and which one is used.
+fn config_detect(options: &Options) -> Exit {
+    let paths = Paths::under(&options.root);
+    let Ok(config) = Config::load(&paths) else { return config_check(options) };
+    let marks = loaders::look(&paths, &config.boot);
+    let found: Vec<&str> = marks.iter().filter(|mark| mark.found).map(|mark| mark.backend.name()).collect();
+    let configured = config.boot.backend.map(config::Backend::name);
+    let used = configured.or(match found.as_slice() {
+        [only] => Some(*only),
+        _ => None,
+    });
+    if options.json {
+        json_pretty(&serde_json::json!({ "used": used, "configured": configured, "loaders": marks }));
+    } else {
+        for mark in &marks {
+            let sign = if mark.found { "found" } else { "-" };
+            out(&format!("{:12}  {sign:5}  {}", mark.backend.name(), clean(&mark.why)));
+        }
+        match (configured, used) {
+            (Some(configured), _) => out(&format!("used: {configured}, as `backend` under [boot] says")),
+            (None, Some(used)) => out(&format!("used: {used}, the only one that is found")),
+            (None, None) if found.is_empty() => out("none is found: is the boot partition mounted?"),
+            (None, None) => out(&format!("{} are found: set `backend` under [boot] to one", found.join(" and "))),
+        }
+    }
+    if used.is_some() { Exit::Done } else { Exit::Failed }
 }
 
 /// One thing that `check` looked at.

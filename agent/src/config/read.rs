@@ -17,7 +17,7 @@ use crate::paths::Paths;
 /// Every section with its keys; those of `slots` are roles.
 const SECTIONS: [(&str, &[&str]); 12] = [
     ("device", &["compatible"]),
-    ("boot", &["backend", "directory", "tries"]),
+    ("boot", &["backend", "directory", "environment", "program", "tries"]),
     ("slots", &[]),
     ("state", &["directory"]),
     ("trust", &["root"]),
@@ -108,9 +108,18 @@ fn device(reader: &mut Reader<'_>, section: &Section<'_>) -> DeviceConfig {
 
 fn boot(reader: &mut Reader<'_>, section: &Section<'_>) -> BootConfig {
     let tries = reader.integer(section, "tries", 1, u32::from(Tries::MAX));
+    let [grub, sdboot, uboot, efi, custom] = Backend::ALL.map(|backend| (backend.name(), Some(backend)));
+    let backend = reader.word(section, "backend", &[("auto", None), grub, sdboot, uboot, efi, custom]).flatten();
+    let program = reader.path(section, "program");
+    if let (Some(Backend::Custom), None, Some(entry)) = (backend, &program, section.entry("backend")) {
+        let hint = "name the program that knows the loader: `program = \"/usr/lib/board/boot-choice\"`";
+        reader.fault("config.missing-key", entry.at, "boot.backend is custom, and boot.program is not set", hint);
+    }
     BootConfig {
-        backend: reader.word(section, "backend", &[("grub", Backend::Grub)]).unwrap_or(Backend::Grub),
-        directory: reader.path(section, "directory").unwrap_or(Paths::BOOT_DIRECTORY.into()),
+        backend,
+        directory: reader.path(section, "directory"),
+        environment: reader.path(section, "environment").unwrap_or(Paths::BOOT_ENVIRONMENT.into()),
+        program,
         tries: tries.and_then(|n| Tries::new(u8::try_from(n).ok()?).ok()).unwrap_or(Tries::DEFAULT),
     }
 }

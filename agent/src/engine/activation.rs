@@ -11,6 +11,7 @@ use bascule_hooks::{HookPoint, HookRun, HooksError, PointOutcome, run_point};
 
 use super::hooks::report;
 use super::{Engine, Next};
+use crate::boot_files::{BootFileError, install_kernel};
 use crate::conditions;
 use crate::config::LockPolicy;
 use crate::device::DeviceError;
@@ -40,7 +41,7 @@ impl Engine {
             return Ok(next);
         }
         self.heartbeat.working();
-        if let Err(error) = self.back_up() {
+        if let Err(error) = self.install_kernel().and_then(|()| self.back_up()) {
             return self.give_up(error);
         }
         self.record_durably(&Step::Activating(baseline))?;
@@ -160,6 +161,21 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// A loader that cannot read the slot gets the prepared kernel where it looks for it.
+    fn install_kernel(&self) -> Result<(), ErrorReport> {
+        let target = self.device.booted().target();
+        let file = self.device.loader.kernel_file(target);
+        let Some(file) = file.map_err(|error| DeviceError::Boot(error).report(Phase::Activate))? else {
+            return Ok(());
+        };
+        let mounted = self.mount_target().ok_or_else(|| BootFileError::Mount {
+            reason: "no file system that this system knows is in the slot".into(),
+        });
+        mounted
+            .and_then(|mounted| install_kernel(mounted.path(), &file))
+            .map_err(|error| ErrorReport::new(error.code(), Phase::Activate, &error, error.hint(), error.disposition()))
     }
 
     /// A new system that nobody would take back is not started.

@@ -1,5 +1,6 @@
 //! What is in the way of an update, whichever bundle it may be: every reason at once.
 
+use bascule_boot::BootBackend as _;
 use bascule_core::{Blocker, BootStatus, ErrorReport, Phase, Settings, State, Step};
 use bascule_hooks::{HookPoint, run_point};
 

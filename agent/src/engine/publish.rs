@@ -1,5 +1,6 @@
 //! What the loop shows of itself: snapshots for the API, and what a plan says.
 
+use bascule_boot::BootBackend as _;
 use bascule_core::{Group, Observed, Offer, State};
 
 use super::Engine;
@@ -56,7 +57,7 @@ impl Engine {
 
 /// What preparing and activating `offer` would do, one line each.
 pub(super) fn plan_steps(offer: &Offer, bases: &[Option<String>], target: Group, device: &Device) -> Vec<String> {
-    let tries = device.config.boot.tries.get();
+    let tries = device.tries().get();
     let deadline = device.config.health.deadline.as_secs();
     let mut steps = vec![format!("mark group {target} unbootable in the {} settings", device.loader.name())];
     for (index, payload) in offer.payloads.iter().enumerate() {

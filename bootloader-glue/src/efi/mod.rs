@@ -72,6 +72,13 @@ impl EfiBackend {
         EfiBackend { store: Store::new(dir) }
     }
 
+    /// Whether the firmware has a load option for each group.
+    #[must_use]
+    pub fn has_entries(&self) -> bool {
+        let stored = Stored::read(&self.store);
+        stored.is_ok_and(|stored| Group::ALL.into_iter().all(|group| !stored.entries(group).is_empty()))
+    }
+
     /// The durable steps that this act would take now, in order.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ pub(crate) struct Create {
     /// A ready image for slot b.
     #[arg(long)]
     root_image_b: Option<PathBuf>,
-    /// The loader's files [default: usr/lib/bascule/boot/grub of the tree].
+    /// The loader's files [default: usr/lib/bascule/boot/grub of the tree]. U-Boot's are boot.scr and u-boot-initial-env.
     #[arg(long)]
     boot_files: Option<PathBuf>,
     /// What starts a group.
@@ -77,6 +77,10 @@ enum LoaderName {
     Grub,
     /// GRUB, started by a BIOS.
     GrubBios,
+    /// systemd-boot, started by UEFI firmware.
+    SystemdBoot,
+    /// U-Boot, which is the machine's firmware.
+    Uboot,
 }
 
 impl From<LoaderName> for Loader {
@@ -84,6 +88,8 @@ impl From<LoaderName> for Loader {
         match name {
             LoaderName::Grub => Loader::Grub,
             LoaderName::GrubBios => Loader::GrubBios,
+            LoaderName::SystemdBoot => Loader::SystemdBoot,
+            LoaderName::Uboot => Loader::Uboot,
         }
     }
 }

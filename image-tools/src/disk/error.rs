@@ -55,6 +55,9 @@ pub enum DiskError {
         /// The least size in MiB.
         least: u64,
     },
+    /// A loader's settings could not be made.
+    #[error("cannot make the loader's settings: {0}")]
+    Entry(String),
     /// The partition table could not be written.
     #[error("writing the partition table failed")]
     Table(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -85,6 +88,7 @@ impl DiskError {
             DiskError::Size { .. } => "disk.size",
             DiskError::Table(_) => "disk.table",
             DiskError::BootFile { .. } => "disk.boot-file",
+            DiskError::Entry(_) => "disk.boot-settings",
         }
     }
 
@@ -107,6 +111,7 @@ impl DiskError {
             DiskError::TooSmall { .. } => "make the slot larger with --slot-size".into(),
             DiskError::Size { .. } => "give sizes such as 512M or 2G".into(),
             DiskError::Table(_) => "this is a fault in Bascule: please report it".into(),
+            DiskError::Entry(_) => "check the loader's files, named with --boot-files".into(),
             DiskError::BootFile { .. } => {
                 "take the files of bootloader-glue/grub, or name their directory with --boot-files".into()
             }

@@ -1,4 +1,4 @@
-//! Makes the boot partition: GRUB, its configuration and its two environment blocks.
+//! Makes the boot partition: the loader and its settings. GRUB's are its configuration and its two environment blocks.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -9,7 +9,7 @@ use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::error::DiskError;
 use super::layout::{Part, identifier};
-use super::{DiskSpec, Loader, dots, tool};
+use super::{DiskSpec, Loader, dots, sdboot, tool, uboot};
 
 /// A cluster holds a whole environment block, which is therefore never in two pieces: GRUB and the agent write it in place.
 const CLUSTER_BYTES: u32 = 1024;
@@ -18,22 +18,38 @@ const ENVIRONMENT_BYTES: usize = 1024;
 const ENVIRONMENT_HEAD: &[u8] = b"# GRUB Environment Block\n";
 
 /// Makes the FAT32 image `place` of the partition's size.
-pub(super) fn create(spec: &DiskSpec, part: &Part, scratch: &Path, place: &Path) -> Result<(), DiskError> {
-    let mut files = vec![("bascule/grub.cfg", boot_file(spec, "grub.cfg")?)];
+pub(super) fn create(
+    spec: &DiskSpec,
+    parts: &[Part],
+    part: &Part,
+    scratch: &Path,
+    place: &Path,
+) -> Result<(), DiskError> {
+    let files = match spec.loader {
+        Loader::Grub | Loader::GrubBios => grub_files(spec, scratch)?,
+        Loader::SystemdBoot => sdboot::files(spec, parts, scratch)?,
+        Loader::Uboot => uboot::files(spec, scratch)?,
+    };
+    write_fat(part, &files, place, volume_id(&spec.seed)).map_err(DiskError::at("writing", place))
+}
+
+fn grub_files(spec: &DiskSpec, scratch: &Path) -> Result<Vec<(String, Vec<u8>)>, DiskError> {
+    let mut files = vec![("bascule/grub.cfg".to_owned(), boot_file(spec, "grub.cfg")?)];
     for (name, path) in [("grubenv", "bascule/grubenv"), ("fallback", "bascule/fallback")] {
         let bytes = boot_file(spec, name)?;
         if bytes.len() != ENVIRONMENT_BYTES || !bytes.starts_with(ENVIRONMENT_HEAD) {
             let fault = "is not a GRUB environment block of 1024 bytes";
             return Err(DiskError::BootFile { path: path.into(), fault });
         }
-        files.push((path, bytes));
+        files.push((path.to_owned(), bytes));
     }
     if spec.loader == Loader::Grub {
         let loader = scratch.join("BOOTX64.EFI");
         make_loader(spec, &loader)?;
-        files.push(("EFI/BOOT/BOOTX64.EFI", fs::read(&loader).map_err(DiskError::at("reading", &loader))?));
+        let program = fs::read(&loader).map_err(DiskError::at("reading", &loader))?;
+        files.push(("EFI/BOOT/BOOTX64.EFI".to_owned(), program));
     }
-    write_fat(part, &files, place, volume_id(&spec.seed)).map_err(DiskError::at("writing", place))
+    Ok(files)
 }
 
 fn boot_file(spec: &DiskSpec, name: &str) -> Result<Vec<u8>, DiskError> {
@@ -66,7 +82,7 @@ fn volume_id(seed: &str) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-fn write_fat(part: &Part, files: &[(&str, Vec<u8>)], place: &Path, volume_id: u32) -> io::Result<()> {
+fn write_fat(part: &Part, files: &[(String, Vec<u8>)], place: &Path, volume_id: u32) -> io::Result<()> {
     let mut image = OpenOptions::new().read(true).write(true).create_new(true).open(place)?;
     image.set_len(part.size)?;
     let options = FormatVolumeOptions::new()

@@ -14,8 +14,10 @@ mod error;
 mod esp;
 mod ext4;
 mod layout;
+mod sdboot;
 mod sparse;
 mod tool;
+mod uboot;
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -35,6 +37,10 @@ pub enum Loader {
     Grub,
     /// GRUB, started by a BIOS.
     GrubBios,
+    /// systemd-boot, started by UEFI firmware.
+    SystemdBoot,
+    /// U-Boot, which is the machine's firmware.
+    Uboot,
 }
 
 /// What goes into a root slot.
@@ -55,7 +61,8 @@ pub struct DiskSpec {
     pub root_a: SlotContent,
     /// Slot `root-b`.
     pub root_b: SlotContent,
-    /// The directory with the loader's files: `modules`, `early.cfg`, `grub.cfg`, `grubenv`, `fallback`.
+    /// The directory with the loader's files. GRUB: `modules`, `early.cfg`, `grub.cfg`, `grubenv`, `fallback`; U-Boot:
+    /// `boot.scr` and `u-boot-initial-env`; systemd-boot: its program, if not the host's.
     pub boot_files: PathBuf,
     /// What starts a group.
     pub loader: Loader,
@@ -89,7 +96,7 @@ pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskErro
         bios::write_first_sector(spec, &disk, part)?;
     }
     for part in &parts {
-        if let Some(image) = part_image(spec, part, scratch.path())? {
+        if let Some(image) = part_image(spec, &parts, part, scratch.path())? {
             let source = File::open(&image).map_err(DiskError::at("reading", &image))?;
             sparse::copy_into(&source, &disk, part.offset, part.size)
                 .map_err(DiskError::at("copying into the disk", &image))?
@@ -102,7 +109,7 @@ pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskErro
     Ok(parts)
 }
 
-fn part_image(spec: &DiskSpec, part: &Part, scratch: &Path) -> Result<Option<PathBuf>, DiskError> {
+fn part_image(spec: &DiskSpec, parts: &[Part], part: &Part, scratch: &Path) -> Result<Option<PathBuf>, DiskError> {
     let place = scratch.join(&part.name);
     let ext4 = |tree: Option<&Path>| {
         let label = part.name.clone();
@@ -116,7 +123,7 @@ fn part_image(spec: &DiskSpec, part: &Part, scratch: &Path) -> Result<Option<Pat
         SlotContent::Empty => Ok(None),
     };
     match part.name.as_str() {
-        layout::ESP => esp::create(spec, part, scratch, &place).map(|()| Some(place.clone())),
+        layout::ESP => esp::create(spec, parts, part, scratch, &place).map(|()| Some(place.clone())),
         layout::ROOT_A => slot(&spec.root_a),
         layout::ROOT_B => slot(&spec.root_b),
         layout::BIOS_BOOT => bios::create_core(spec, part, &place).map(|()| Some(place.clone())),

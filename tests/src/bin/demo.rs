@@ -6,7 +6,7 @@ use bascule_image::disk::Loader;
 use bascule_tests::scenes::Stage;
 use bascule_tests::{MachineBuilder, factory};
 
-const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios]";
+const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,14 +36,18 @@ fn main() -> ExitCode {
 
 fn play(loader: Loader) -> anyhow::Result<()> {
     let device = |builder: MachineBuilder| builder.factory(loader, "v1");
-    let mut stage = Stage::set_with("demo", device)?;
+    let name = match loader {
+        Loader::Grub => "demo".to_owned(),
+        loader => format!("demo-{}", factory::name(loader)),
+    };
+    let mut stage = Stage::set_with(&name, device)?;
     stage.installs_a_good_system("v2")?;
     stage.refuses_bad_bundles()?;
     stage.rolls_back_an_unhealthy_system()?;
     stage.comes_back_from_a_system_that_does_not_boot()?;
-    stage.another_device("demo-written-to", device)?;
+    stage.another_device(&format!("{name}-written-to"), device)?;
     stage.heals_a_delta_where_the_root_was_written_to("v2")?;
-    stage.another_device("demo-cut-off", device)?;
+    stage.another_device(&format!("{name}-cut-off"), device)?;
     stage.finishes_a_delta_that_was_cut_off("v2")?;
     let seconds = stage.timeline.seconds();
     stage.timeline.heading("Everything went as told");

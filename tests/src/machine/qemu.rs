@@ -21,6 +21,7 @@ pub(super) struct Configuration<'a> {
     pub(super) memory_mib: u32,
     pub(super) boot: &'a Boot,
     pub(super) kernel: &'a Path,
+    pub(super) uboot: &'a Path,
     pub(super) ping_port: u16,
     pub(super) command_socket: &'a Path,
     pub(super) watchdog: bool,
@@ -41,12 +42,15 @@ pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
             drive(&mut command, "if=pflash,format=raw", configuration.variables);
         }
         Boot::Bios => {}
+        Boot::Uboot => {
+            command.arg("-bios").arg(configuration.uboot);
+        }
         Boot::Kernel { command_line } => {
             command.arg("-kernel").arg(configuration.kernel).args(["-append", command_line]);
         }
     }
     drive(&mut command, "if=none,id=disk,format=raw", configuration.disk);
-    command.args(["-device", "nvme,drive=disk,serial=bascule,bootindex=0"]);
+    command.args(["-device", "nvme,drive=disk,serial=bascule"]);
     let forward = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:7000", configuration.ping_port);
     command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
     command.args(["-device", "virtio-rng-pci", "-serial", "stdio"]);

@@ -13,7 +13,8 @@ use super::shell;
 const PACKAGES: [&str; 7] = ["systemd-sysv", "udev", "dbus", "iproute2", "e2fsprogs", "kmod", "busybox-static"];
 
 /// Kernel modules of the guests; disk, ext4 and serial console are built into the cloud kernel.
-const MODULES: &str = "vfat nls_cp437 nls_ascii nls_utf8 nls_iso8859_1 virtio_pci virtio_net virtio_rng loop watchdog";
+const MODULES: &str =
+    "vfat nls_cp437 nls_ascii nls_utf8 nls_iso8859_1 virtio_pci virtio_net virtio_rng loop watchdog efivarfs";
 
 /// Paths that dpkg does not unpack.
 const LEFT_OUT: [&str; 6] = [

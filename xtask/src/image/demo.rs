@@ -52,8 +52,10 @@ pub(super) const PLAIN: u32 = 0o644;
 pub(super) const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
-const FILES: [(&str, u32, &str); 24] = [
+const FILES: [(&str, u32, &str); 25] = [
     ("etc/fstab", PLAIN, include_str!("files/fstab")),
+    // Where U-Boot has its environment, on the devices that start through it.
+    ("etc/fw_env.config", PLAIN, "/boot/efi/uboot.env 0 0x4000\n/boot/efi/uboot-redund.env 0 0x4000\n"),
     ("etc/hostname", PLAIN, "bascule-demo\n"),
     ("etc/hosts", PLAIN, "127.0.0.1 localhost bascule-demo\n"),
     ("etc/resolv.conf", PLAIN, "nameserver 10.0.2.3\n"),

@@ -5,7 +5,7 @@
 //! target/bascule/uboot/u-boot-initial-env   its built-in environment as text, which lies beside boot.scr on a device
 //! target/bascule/uboot/mkimage              U-Boot's own tool, which packs scripts
 //! target/bascule/uboot/version              the version of the source package
-//! target/bascule/boot.scr                   the script we ship, packed
+//! target/bascule/uboot/boot.scr             the script we ship, packed
 //! ```
 //! `bootloader-glue/uboot/qemu-x86.config` says what differs from U-Boot's own configuration for QEMU. The device tree
 //! compiler, the tools and the firmware are compiled here; U-Boot's own way to put a ROM together would need Python and
@@ -88,11 +88,12 @@ pub(crate) fn ensure() -> Result<PathBuf> {
 
     let script = workspace.join("bootloader-glue/uboot/boot.cmd");
     let key = Key::of((key, fs::read(&script)?));
-    cached(&directory, "boot.scr", &key, |partial| {
+    let packed = cached(&directory, "boot.scr", &key, |partial| {
         let mut pack = Command::new(built.join("mkimage"));
         pack.args(["-A", "x86", "-T", "script", "-C", "none", "-d"]).arg(&script).arg(partial);
         shell::run(pack.env("SOURCE_DATE_EPOCH", "0"))
     })?;
+    fs::copy(packed, built.join("boot.scr"))?;
     Ok(built)
 }
 

@@ -16,7 +16,7 @@ type May = (&'static str, &'static [&'static str]);
 const MAY_USE: [May; 7] = [
     ("bascule-core", &[]),
     ("bascule-boot", &["bascule-core"]),
-    ("bascule-image", &["bascule-core"]),
+    ("bascule-image", &["bascule-core", "bascule-boot"]),
     ("bascule-hooks", &["bascule-core"]),
     ("bascule-agent", &["bascule-core", "bascule-boot", "bascule-image", "bascule-hooks"]),
     ("bascule-tests", &["bascule-core", "bascule-boot", "bascule-image", "bascule-hooks", "bascule-agent"]),

@@ -1,0 +1,262 @@
+//! Which boot loader this device starts with: named by the configuration, or found by what it left on the boot partition.
+//!
+//! | backend | found by |
+//! |---|---|
+//! | `grub` | `bascule/grub.cfg` on the boot partition |
+//! | `systemd-boot` | `loader/loader.conf` there, and an entry whose name is ours |
+//! | `uboot` | `boot.scr` there, and `/etc/fw_env.config` |
+//! | `efi` | a firmware variable with an entry of ours |
+//! | `custom` | never: its program is named in the configuration |
+//!
+//! It is looked for when it is first needed, not when a program starts: rollback-health runs before the boot partition is
+//! mounted. Two loaders at once are an error; which one the firmware starts cannot be seen from here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bascule_boot::custom::CustomBackend;
+use bascule_boot::efi::EfiBackend;
+use bascule_boot::sdboot::names::{self, Kind, Owner};
+use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
+use bascule_boot::{BootBackend, BootError, GrubBackend, SdBootBackend, UbootBackend};
+use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
+use serde::Serialize;
+
+use crate::config::{Backend, BootConfig};
+use crate::durable;
+use crate::paths::Paths;
+
+/// How long an integrator's program may take.
+const PROGRAM_DEADLINE: Duration = Duration::from_secs(30);
+/// A `fw_env.config` is shorter, in bytes.
+const ENVIRONMENT_LIMIT: u64 = 64 << 10;
+
+/// What was looked at for one backend.
+#[derive(Debug, Clone, Serialize)]
+pub struct Mark {
+    /// The backend.
+    pub backend: Backend,
+    /// Whether the device has it.
+    pub found: bool,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// Looks for every backend that can be found.
+#[must_use]
+pub fn look(paths: &Paths, config: &BootConfig) -> Vec<Mark> {
+    let there = |path: PathBuf| match path.exists() {
+        true => (true, format!("{} is there", path.display())),
+        false => (false, format!("there is no {}", path.display())),
+    };
+    let both = |(first, why): (bool, String), (second, other): (bool, String)| match first {
+        true => (second, if second { format!("{why}, and {other}") } else { other }),
+        false => (false, why),
+    };
+    let partition = boot_partition(paths, config);
+    let mark = |backend, (found, why)| Mark { backend, found, why };
+    vec![
+        mark(Backend::Grub, there(directory(paths, config, Backend::Grub).join("grub.cfg"))),
+        mark(Backend::SystemdBoot, both(there(partition.join("loader/loader.conf")), has_entries(&partition))),
+        mark(Backend::Uboot, both(there(partition.join("boot.scr")), there(paths.resolve(&config.environment)))),
+        mark(Backend::Efi, has_load_options(&paths.firmware_variables())),
+    ]
+}
+
+fn has_entries(partition: &Path) -> (bool, String) {
+    let ours = |(folder, kind): (PathBuf, Kind)| {
+        let mut names = fs::read_dir(folder).into_iter().flatten().flatten();
+        names.any(|entry| matches!(names::owner(&entry.file_name().to_string_lossy(), kind), Owner::Ours(_)))
+    };
+    match Kind::ALL.map(|kind| (partition.join(kind.directory()), kind)).into_iter().any(ours) {
+        true => (true, "entries of ours are listed".into()),
+        false => (false, "no boot entry there is ours".into()),
+    }
+}
+
+fn has_load_options(variables: &Path) -> (bool, String) {
+    match EfiBackend::new(variables.to_owned()).has_entries() {
+        true => (true, format!("{} has load options of ours", variables.display())),
+        false => (false, format!("{} has no load option of ours", variables.display())),
+    }
+}
+
+/// The loader of this device, which may still have to be found.
+pub struct Loader {
+    paths: Paths,
+    config: BootConfig,
+    found: OnceLock<(Backend, Box<dyn BootBackend>)>,
+}
+
+impl Loader {
+    /// Looks at nothing yet.
+    #[must_use]
+    pub fn new(paths: &Paths, config: &BootConfig) -> Self {
+        Loader { paths: paths.clone(), config: config.clone(), found: OnceLock::new() }
+    }
+
+    /// Where the loader takes a group's kernel from, when it cannot read it in the slot. Whoever prepared the slot copies it
+    /// there, while the group is unbootable.
+    ///
+    /// # Errors
+    /// When the loader is not found.
+    pub fn kernel_file(&self, target: TargetGroup) -> Result<Option<PathBuf>, BootError> {
+        let (backend, _) = self.found()?;
+        let file = boot_partition(&self.paths, &self.config).join(format!("bascule/linux-{}", target.group().letter()));
+        Ok(matches!(backend, Backend::SystemdBoot | Backend::Efi).then_some(file))
+    }
+
+    /// Whether the loader cannot count: it starts a new system once, whatever it is asked for.
+    #[must_use]
+    pub fn tries_once(&self) -> bool {
+        self.found().is_ok_and(|(backend, _)| *backend == Backend::Efi)
+    }
+
+    fn found(&self) -> Result<&(Backend, Box<dyn BootBackend>), BootError> {
+        if let Some(found) = self.found.get() {
+            return Ok(found);
+        }
+        let backend = match self.config.backend {
+            Some(backend) => backend,
+            None => self.detect()?,
+        };
+        let found = (backend, self.open(backend)?);
+        Ok(self.found.get_or_init(|| found))
+    }
+
+    fn detect(&self) -> Result<Backend, BootError> {
+        let marks = look(&self.paths, &self.config);
+        let found: Vec<&Mark> = marks.iter().filter(|mark| mark.found).collect();
+        match found.as_slice() {
+            [mark] => {
+                tracing::info!(backend = mark.backend.name(), why = mark.why, "the boot loader is found");
+                Ok(mark.backend)
+            }
+            [] => {
+                let why: Vec<&str> = marks.iter().map(|mark| mark.why.as_str()).collect();
+                Err(BootError::NoLoader { looked: why.join("; ") })
+            }
+            several => {
+                let names: Vec<&str> = several.iter().map(|mark| mark.backend.name()).collect();
+                Err(BootError::SeveralLoaders { found: names.join(" and ") })
+            }
+        }
+    }
+
+    fn open(&self, backend: Backend) -> Result<Box<dyn BootBackend>, BootError> {
+        let directory = directory(&self.paths, &self.config, backend);
+        Ok(match backend {
+            Backend::Grub => Box::new(GrubBackend::new(directory)),
+            Backend::SystemdBoot => {
+                let images = fs::read_dir(directory.join(Kind::Image.directory())).into_iter().flatten().flatten();
+                let mut images = images.map(|entry| entry.file_name().to_string_lossy().into_owned());
+                let is_image = images.any(|name| matches!(names::owner(&name, Kind::Image), Owner::Ours(_)));
+                Box::new(SdBootBackend::new(directory, if is_image { Kind::Image } else { Kind::Text }))
+            }
+            Backend::Uboot => Box::new(UbootBackend::new(self.environment()?, directory)?),
+            Backend::Efi => Box::new(EfiBackend::new(self.paths.firmware_variables())),
+            Backend::Custom => {
+                let program = self.config.program.clone().unwrap_or_default();
+                Box::new(CustomBackend::new(self.paths.resolve(&program), PROGRAM_DEADLINE))
+            }
+        })
+    }
+
+    fn environment(&self) -> Result<EnvConfig, BootError> {
+        let path = self.paths.resolve(&self.config.environment);
+        let text = durable::read_bounded(&path, ENVIRONMENT_LIMIT)
+            .map_err(|source| BootError::Read { path: path.clone(), source })?;
+        let below = |place: Place| Place { path: self.paths.resolve(&place.path), ..place };
+        let config = EnvConfig::parse(&text)?;
+        let copies = match config.copies {
+            Copies::Single(place) => Copies::Single(below(place)),
+            Copies::Redundant(places) => Copies::Redundant(places.map(below)),
+        };
+        Ok(EnvConfig { copies, ..config })
+    }
+}
+
+impl BootBackend for Loader {
+    fn name(&self) -> &'static str {
+        self.found.get().map_or("auto", |(backend, _)| backend.name())
+    }
+
+    fn view(&self, booted: BootedGroup) -> Result<BootView, BootError> {
+        self.found()?.1.view(booted)
+    }
+
+    fn mark_unbootable(&self, target: TargetGroup) -> Result<(), BootError> {
+        self.found()?.1.mark_unbootable(target)
+    }
+
+    fn activate(&self, target: TargetGroup, tries: Tries) -> Result<(), BootError> {
+        self.found()?.1.activate(target, tries)
+    }
+
+    fn mark_good(&self, booted: BootedGroup) -> Result<(), BootError> {
+        self.found()?.1.mark_good(booted)
+    }
+
+    fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError> {
+        self.found()?.1.roll_back(booted)
+    }
+}
+
+/// Where the boot partition is mounted: the folder that is configured for a loader other than GRUB.
+fn boot_partition(paths: &Paths, config: &BootConfig) -> PathBuf {
+    let configured = config.directory.as_deref().filter(|_| config.backend != Some(Backend::Grub));
+    paths.resolve(configured.unwrap_or(Path::new(Paths::BOOT_PARTITION)))
+}
+
+/// Where a backend keeps its files.
+fn directory(paths: &Paths, config: &BootConfig, backend: Backend) -> PathBuf {
+    let usual = if backend == Backend::Grub { Paths::BOOT_DIRECTORY } else { Paths::BOOT_PARTITION };
+    let configured = config.directory.as_deref().filter(|_| config.backend == Some(backend));
+    paths.resolve(configured.unwrap_or(Path::new(usual)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn found(root: &Path) -> Result<Backend, BootError> {
+        let config = BootConfig {
+            backend: None,
+            directory: None,
+            environment: "/etc/fw_env.config".into(),
+            program: None,
+            tries: Tries::DEFAULT,
+        };
+        Loader::new(&Paths::under(root), &config).detect()
+    }
+
+    #[test]
+    fn each_loader_is_found_by_its_marks_and_two_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        assert_eq!(found(root).unwrap_err().code(), "boot.no-loader");
+        put(root, "boot/efi/loader/loader.conf", "timeout 0\n");
+        assert_eq!(found(root).unwrap_err().code(), "boot.no-loader", "no entry of ours is there");
+        put(root, "boot/efi/loader/entries/bascule-1-a.conf", "");
+        assert_eq!(found(root).unwrap(), Backend::SystemdBoot);
+        put(root, "boot/efi/boot.scr", "");
+        assert_eq!(found(root).unwrap(), Backend::SystemdBoot, "boot.scr alone is anybody's");
+        put(root, "etc/fw_env.config", "");
+        let error = found(root).unwrap_err();
+        assert_eq!(error.code(), "boot.several-loaders");
+        assert!(error.to_string().contains("systemd-boot and uboot"), "{error}");
+        fs::remove_dir_all(root.join("boot/efi/loader")).unwrap();
+        assert_eq!(found(root).unwrap(), Backend::Uboot);
+        fs::remove_file(root.join("boot/efi/boot.scr")).unwrap();
+        put(root, "boot/efi/bascule/grub.cfg", "");
+        assert_eq!(found(root).unwrap(), Backend::Grub);
+    }
+}

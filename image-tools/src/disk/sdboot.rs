@@ -1,0 +1,56 @@
+//! What is on the boot partition of a disk that starts through systemd-boot: the loader, both entries, and the kernel of
+//! group `a`. Each group's kernel is a file of its own, which the agent writes when it has prepared that group.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bascule_boot::sdboot::partition::{Kernel, SecondGroup, factory_files};
+
+use super::error::DiskError;
+use super::layout::{Part, ROOT_A, ROOT_B};
+use super::{DiskSpec, SlotContent, tool};
+
+/// The loader's name in the folder of boot files, and where Debian's package systemd-boot-efi has it.
+const PROGRAM: &str = "systemd-bootx64.efi";
+const PACKAGED: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+/// Where a root has its kernel.
+const KERNEL: &str = "boot/vmlinuz";
+
+/// The files, by their paths on the partition.
+pub(super) fn files(spec: &DiskSpec, parts: &[Part], scratch: &Path) -> Result<Vec<(String, Vec<u8>)>, DiskError> {
+    let given = spec.boot_files.join(PROGRAM);
+    let program = if given.is_file() { given } else { PathBuf::from(PACKAGED) };
+    let mut files = vec![("EFI/BOOT/BOOTX64.EFI".to_owned(), read(&program)?)];
+    files.push(("bascule/linux-a".to_owned(), kernel(&spec.root_a, scratch)?));
+    let mut second = SecondGroup::Empty;
+    if !matches!(spec.root_b, SlotContent::Empty) {
+        files.push(("bascule/linux-b".to_owned(), kernel(&spec.root_b, scratch)?));
+        second = SecondGroup::Filled;
+    }
+    let entry = |slot: &str, linux: &str| {
+        let part = parts.iter().find(|part| part.name == slot);
+        let partuuid = part.map(|part| part.partuuid.as_str()).unwrap_or_default();
+        let options = format!("root=PARTUUID={partuuid} rootwait panic=-1 quiet console=ttyS0");
+        Kernel::new("Bascule", linux, &options).map_err(|fault| DiskError::Entry(fault.to_string()))
+    };
+    let (a, b) = (entry(ROOT_A, "/bascule/linux-a")?, entry(ROOT_B, "/bascule/linux-b")?);
+    files.extend(factory_files(&a, &b, second));
+    Ok(files)
+}
+
+fn kernel(slot: &SlotContent, scratch: &Path) -> Result<Vec<u8>, DiskError> {
+    match slot {
+        SlotContent::Tree(tree) => read(&tree.join(KERNEL)),
+        SlotContent::Image(image) => {
+            let place = scratch.join("kernel");
+            let request = format!("dump /{KERNEL} {}", place.display());
+            tool::run("debugfs", vec!["-R".into(), request.into(), image.into()], &[])?;
+            read(&place)
+        }
+        SlotContent::Empty => Ok(Vec::new()),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, DiskError> {
+    fs::read(path).map_err(DiskError::at("reading", path))
+}

@@ -1,0 +1,49 @@
+//! What is on the boot partition of a disk that starts through U-Boot: our script, and both copies of the environment.
+
+use std::fs;
+use std::path::Path;
+
+use bascule_boot::BootBackend;
+use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
+use bascule_boot::uboot::{FALLBACK, UbootBackend};
+use bascule_core::{BootedGroup, Group};
+
+use super::DiskSpec;
+use super::error::DiskError;
+
+/// Bytes of one copy, as `bootloader-glue/uboot/qemu-x86.config` has it.
+const ENVIRONMENT_BYTES: usize = 0x4000;
+const COPIES: [&str; 2] = ["uboot.env", "uboot-redund.env"];
+const SCRIPT: &str = "boot.scr";
+const INITIAL: &str = "u-boot-initial-env";
+/// What is added to the initial environment: the board's own kernel arguments.
+const ARGUMENTS: &str = "bascule_args=console=ttyS0\n";
+
+/// The files, by their paths on the partition. The folder of boot files holds the packed script and what U-Boot's own
+/// build calls its initial environment.
+pub(super) fn files(spec: &DiskSpec, scratch: &Path) -> Result<Vec<(String, Vec<u8>)>, DiskError> {
+    let folder = scratch.join("uboot");
+    let failed = DiskError::at("writing", &folder);
+    fs::create_dir_all(&folder).map_err(&failed)?;
+    let given = |name: &str| {
+        let path = spec.boot_files.join(name);
+        fs::read(&path).map_err(DiskError::at("reading the loader's file", &path))
+    };
+    let mut initial = given(INITIAL)?;
+    initial.extend_from_slice(ARGUMENTS.as_bytes());
+    fs::write(folder.join(INITIAL), initial).map_err(&failed)?;
+    fs::write(folder.join(SCRIPT), given(SCRIPT)?).map_err(&failed)?;
+    // The backend makes lost settings anew: that is what a new device has.
+    let places = COPIES.map(|name| Place { path: folder.join(name), offset: 0 });
+    let config = EnvConfig { copies: Copies::Redundant(places), size: ENVIRONMENT_BYTES };
+    let backend = UbootBackend::new(config, folder.clone()).map_err(|error| DiskError::Entry(error.to_string()))?;
+    let target = BootedGroup::proven(Group::A).target();
+    backend.mark_unbootable(target).map_err(|error| DiskError::Entry(error.to_string()))?;
+    let made = [COPIES[0], COPIES[1], FALLBACK, SCRIPT, INITIAL];
+    made.into_iter()
+        .map(|name| {
+            let path = folder.join(name);
+            Ok((name.to_owned(), fs::read(&path).map_err(DiskError::at("reading", &path))?))
+        })
+        .collect()
+}
