@@ -5,7 +5,7 @@
 //! | `grub` | `bascule/grub.cfg` on the boot partition |
 //! | `systemd-boot` | `loader/loader.conf` there, and an entry whose name is ours |
 //! | `uboot` | `boot.scr` there, and `/etc/fw_env.config` |
-//! | `efi` | a firmware variable with an entry of ours |
+//! | `efi` | firmware variables with load options of ours, and a group's kernel on the boot partition |
 //! | `custom` | never: its program is named in the configuration |
 //!
 //! It is looked for when it is first needed, not when a program starts: rollback-health runs before the boot partition is
@@ -61,7 +61,7 @@ pub fn look(paths: &Paths, config: &BootConfig) -> Vec<Mark> {
         mark(Backend::Grub, there(directory(paths, config, Backend::Grub).join("grub.cfg"))),
         mark(Backend::SystemdBoot, both(there(partition.join("loader/loader.conf")), has_entries(&partition))),
         mark(Backend::Uboot, both(there(partition.join("boot.scr")), there(paths.resolve(&config.environment)))),
-        mark(Backend::Efi, has_load_options(&paths.firmware_variables())),
+        mark(Backend::Efi, both(has_kernel(&partition), has_load_options(&paths.firmware_variables()))),
     ]
 }
 
@@ -73,6 +73,15 @@ fn has_entries(partition: &Path) -> (bool, String) {
     match Kind::ALL.map(|kind| (partition.join(kind.directory()), kind)).into_iter().any(ours) {
         true => (true, "entries of ours are listed".into()),
         false => (false, "no boot entry there is ours".into()),
+    }
+}
+
+/// Without it, variables that an earlier loader of the device left behind would be taken before the boot partition is mounted.
+fn has_kernel(partition: &Path) -> (bool, String) {
+    let kernels = ["bascule/linux-a", "bascule/linux-b"].map(|name| partition.join(name));
+    match kernels.iter().find(|kernel| kernel.exists()) {
+        Some(kernel) => (true, format!("{} is there", kernel.display())),
+        None => (false, format!("there is no kernel in {}", partition.join("bascule").display())),
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bascule_boot::BootBackend;
+use bascule_boot::{BootBackend, EfiBackend};
 use bascule_core::{
     Action, BootStatus, BootedGroup, ErrorReport, Phase, RollbackReason, Settings, State, Step, decide,
 };
@@ -171,14 +171,20 @@ fn on_trial(paths: &Paths, loader: &dyn BootBackend, booted: BootedGroup) -> boo
 }
 
 /// `bascule.trial=N`: the loader counted a try for this start and has N left; empty where it counted none. systemd-boot
-/// cannot say so there, and leaves a variable.
+/// cannot say so there, and leaves a variable. Firmware that starts kernels itself counts nothing: there our own mark says
+/// which group's trial was begun, and the command line which group was started.
 fn on_trial_by_command_line(paths: &Paths) -> bool {
     let line = durable::read_bounded(&paths.command_line(), COMMAND_LINE_LIMIT).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).into_owned();
     if paths.boot_count().exists() {
         return true;
     }
-    line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("bascule.trial=")).any(|left| !left.is_empty())
+    let values = |name: &'static str| {
+        line.split_ascii_whitespace().filter_map(move |word| word.strip_prefix(name)?.strip_prefix('='))
+    };
+    let armed = EfiBackend::new(paths.firmware_variables()).armed();
+    values("bascule.trial").any(|left| !left.is_empty())
+        || values("bascule.group").any(|group| armed.is_some_and(|armed| armed.letter() == group))
 }
 
 /// Takes the record from a daemon that did not decide, says why, tells the loader, and reboots.

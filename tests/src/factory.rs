@@ -1,23 +1,28 @@
 //! Factory disks: one of the demo's systems on a disk that starts through one of the boot loaders.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_image::disk::{DiskSpec, Loader, Sizes, SlotContent, create_disk};
 
 use crate::Images;
+use crate::Machine;
 use crate::machine::Boot;
 
 const MIB: u64 = 1 << 20;
+/// For the one start in the factory.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// The second of the year 2023 that all time stamps get.
 const EPOCH: u64 = 1_700_000_000;
 
 /// The loaders that the demo knows, as its command line names them.
-pub const LOADERS: [(&str, Loader); 4] = [
+pub const LOADERS: [(&str, Loader); 5] = [
     ("grub", Loader::Grub),
     ("grub-bios", Loader::GrubBios),
     ("systemd-boot", Loader::SystemdBoot),
     ("uboot", Loader::Uboot),
+    ("efi", Loader::Efi),
 ];
 
 /// The loader of this name.
@@ -41,10 +46,39 @@ pub fn name(loader: Loader) -> &'static str {
 #[must_use]
 pub fn boot(loader: Loader) -> Boot {
     match loader {
-        Loader::Grub | Loader::SystemdBoot => Boot::Firmware,
+        Loader::Grub | Loader::SystemdBoot | Loader::Efi => Boot::Firmware,
         Loader::Uboot => Boot::Uboot,
         Loader::GrubBios => Boot::Bios,
     }
+}
+
+/// How often a new system is started without a commit before the old one is.
+#[must_use]
+pub fn tries(loader: Loader) -> u32 {
+    if loader == Loader::Efi { 1 } else { 3 }
+}
+
+/// What a factory does to a machine beside writing its disk: firmware that starts kernels itself is told about them, by the
+/// real `efibootmgr` in the machine, which for that once starts its kernel another way.
+///
+/// # Errors
+/// When the machine does not come up, or its firmware keeps no variables.
+pub fn finish(machine: &mut Machine) -> Result<()> {
+    if machine.loader() != Loader::Efi {
+        return Ok(());
+    }
+    let root = "root=PARTUUID=$(blkid -s PARTUUID -o value /dev/disk/by-partlabel/root-$group)";
+    let arguments = format!("{root} rootwait panic=-1 quiet console=ttyS0 bascule.group=$group");
+    let create = format!(
+        "efibootmgr -q -$how -b BA5$group -d /dev/nvme0n1 -p 1 -L \"Bascule $group\" -l \"\\\\bascule\\\\linux-$group\" -u \"{arguments}\""
+    );
+    machine.start_kernel("root=/dev/nvme0n1p3 rootwait panic=-1 quiet console=ttyS0")?;
+    machine.wait_ready(PATIENCE)?;
+    // -c puts it first into the order, -C does not put it there. EDK II takes the lowest number that is not in the order for
+    // an entry of its own, whether there is an entry of that number or not: ours have high ones.
+    machine.succeed(&format!("group=b how=C; {create} && group=a how=c; {create} && efibootmgr"))?;
+    machine.begin("systemctl poweroff")?;
+    machine.wait_for_stop(PATIENCE).map(drop)
 }
 
 /// Makes the disk `to`, with `system` in group a and nothing in group b.

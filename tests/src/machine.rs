@@ -37,6 +37,11 @@ pub enum Boot {
     Bios,
     /// U-Boot as the firmware, which `cargo xtask image uboot` builds.
     Uboot,
+    /// UEFI firmware that is given the demo's kernel by the machine.
+    FirmwareKernel {
+        /// The kernel's command line.
+        command_line: String,
+    },
     /// The demo's kernel at once, without firmware and boot loader.
     Kernel {
         /// The kernel's command line.
@@ -73,6 +78,7 @@ pub struct Machine {
     boot: Boot,
     memory_mib: u32,
     watchdog: bool,
+    loader: Loader,
     ping_port: u16,
     boots: u32,
     running: Option<Running>,
@@ -135,6 +141,7 @@ impl MachineBuilder {
             boot: self.boot,
             memory_mib: self.memory_mib,
             watchdog: self.watchdog,
+            loader: self.factory.as_ref().map_or(Loader::Grub, |(loader, _)| *loader),
             ping_port: host::free_port()?,
             boots: 0,
             running: None,
@@ -163,6 +170,12 @@ impl Machine {
         }
     }
 
+    /// What it left the factory with.
+    #[must_use]
+    pub fn loader(&self) -> Loader {
+        self.loader
+    }
+
     /// The machine's own disk image; to be read or changed only while it is off.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
@@ -186,6 +199,18 @@ impl Machine {
     /// # Errors
     /// When it is on already or QEMU does not start.
     pub fn start(&mut self) -> Result<()> {
+        self.start_by(&self.boot.clone())
+    }
+
+    /// Switches it on for one boot in which its firmware is given the demo's kernel, whatever it would start by itself.
+    ///
+    /// # Errors
+    /// Like [`Machine::start`].
+    pub fn start_kernel(&mut self, command_line: &str) -> Result<()> {
+        self.start_by(&Boot::FirmwareKernel { command_line: command_line.to_owned() })
+    }
+
+    fn start_by(&mut self, boot: &Boot) -> Result<()> {
         ensure!(self.running.is_none(), "the machine is on already");
         self.boots += 1;
         let socket = host::command_socket(self.scratch.path())?;
@@ -194,7 +219,7 @@ impl Machine {
             disk: &self.disk(),
             variables: &self.variables(),
             memory_mib: self.memory_mib,
-            boot: &self.boot,
+            boot,
             kernel: &self.images.kernel,
             uboot: &self.images.directory.join("uboot/u-boot.rom"),
             ping_port: self.ping_port,

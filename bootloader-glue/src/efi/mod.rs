@@ -36,6 +36,9 @@
 //! [`mark_good`](BootBackend::mark_good) rebuild, and so is an entry of ours that somebody made inactive. An entry that is
 //! lost or doubled is damage that they cannot rebuild: they do what is safe and end with [`EfiError::Entry`].
 //!
+//! Measured with OVMF: an entry that is not in `BootOrder` counts as free, and the firmware writes an entry of its own over
+//! it when its number is the lowest that is. So ours are created with high numbers, such as `BootBA5A` and `BootBA5B`.
+//!
 //! What no variable can change: a firmware whose settings are reset to their defaults starts `\EFI\BOOT\BOOT*.EFI`. What
 //! lies there must not be a group that may be half written.
 
@@ -56,7 +59,7 @@ pub use crate::sdboot::Act;
 pub use error::EfiError;
 pub use plan::Step;
 use plan::{Plan, Refusal};
-use settings::{Stored, order_path};
+use settings::{Mark, Stored, order_path};
 use store::Store;
 
 /// Keeps the choice of group in the firmware's variables.
@@ -77,6 +80,15 @@ impl EfiBackend {
     pub fn has_entries(&self) -> bool {
         let stored = Stored::read(&self.store);
         stored.is_ok_and(|stored| Group::ALL.into_iter().all(|group| !stored.entries(group).is_empty()))
+    }
+
+    /// The group whose trial was armed and not ended since.
+    #[must_use]
+    pub fn armed(&self) -> Option<Group> {
+        match Stored::read(&self.store).ok()?.mark {
+            Some(Mark::Armed(group)) => Some(group),
+            _ => None,
+        }
     }
 
     /// The durable steps that this act would take now, in order.

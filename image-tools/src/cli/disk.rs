@@ -81,6 +81,8 @@ enum LoaderName {
     SystemdBoot,
     /// U-Boot, which is the machine's firmware.
     Uboot,
+    /// UEFI firmware itself: its variables are made on the machine, see docs/loaders.md.
+    Efi,
 }
 
 impl From<LoaderName> for Loader {
@@ -90,6 +92,7 @@ impl From<LoaderName> for Loader {
             LoaderName::GrubBios => Loader::GrubBios,
             LoaderName::SystemdBoot => Loader::SystemdBoot,
             LoaderName::Uboot => Loader::Uboot,
+            LoaderName::Efi => Loader::Efi,
         }
     }
 }

@@ -29,6 +29,7 @@ pub(super) fn create(
         Loader::Grub | Loader::GrubBios => grub_files(spec, scratch)?,
         Loader::SystemdBoot => sdboot::files(spec, parts, scratch)?,
         Loader::Uboot => uboot::files(spec, scratch)?,
+        Loader::Efi => sdboot::kernels(spec, scratch)?,
     };
     write_fat(part, &files, place, volume_id(&spec.seed)).map_err(DiskError::at("writing", place))
 }

@@ -41,6 +41,8 @@ pub enum Loader {
     SystemdBoot,
     /// U-Boot, which is the machine's firmware.
     Uboot,
+    /// UEFI firmware itself: it starts kernels by its own variables, which are not on the disk.
+    Efi,
 }
 
 /// What goes into a root slot.

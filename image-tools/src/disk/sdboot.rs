@@ -21,12 +21,8 @@ pub(super) fn files(spec: &DiskSpec, parts: &[Part], scratch: &Path) -> Result<V
     let given = spec.boot_files.join(PROGRAM);
     let program = if given.is_file() { given } else { PathBuf::from(PACKAGED) };
     let mut files = vec![("EFI/BOOT/BOOTX64.EFI".to_owned(), read(&program)?)];
-    files.push(("bascule/linux-a".to_owned(), kernel(&spec.root_a, scratch)?));
-    let mut second = SecondGroup::Empty;
-    if !matches!(spec.root_b, SlotContent::Empty) {
-        files.push(("bascule/linux-b".to_owned(), kernel(&spec.root_b, scratch)?));
-        second = SecondGroup::Filled;
-    }
+    files.extend(kernels(spec, scratch)?);
+    let second = if is_empty(&spec.root_b) { SecondGroup::Empty } else { SecondGroup::Filled };
     let entry = |slot: &str, linux: &str| {
         let part = parts.iter().find(|part| part.name == slot);
         let partuuid = part.map(|part| part.partuuid.as_str()).unwrap_or_default();
@@ -36,6 +32,17 @@ pub(super) fn files(spec: &DiskSpec, parts: &[Part], scratch: &Path) -> Result<V
     let (a, b) = (entry(ROOT_A, "/bascule/linux-a")?, entry(ROOT_B, "/bascule/linux-b")?);
     files.extend(factory_files(&a, &b, second));
     Ok(files)
+}
+
+/// The kernel of each group that is not empty.
+pub(super) fn kernels(spec: &DiskSpec, scratch: &Path) -> Result<Vec<(String, Vec<u8>)>, DiskError> {
+    let groups = [("bascule/linux-a", &spec.root_a), ("bascule/linux-b", &spec.root_b)];
+    let filled = groups.into_iter().filter(|(_, slot)| !is_empty(slot));
+    filled.map(|(path, slot)| Ok((path.to_owned(), kernel(slot, scratch)?))).collect()
+}
+
+fn is_empty(slot: &SlotContent) -> bool {
+    matches!(slot, SlotContent::Empty)
 }
 
 fn kernel(slot: &SlotContent, scratch: &Path) -> Result<Vec<u8>, DiskError> {

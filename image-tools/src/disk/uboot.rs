@@ -13,6 +13,8 @@ use super::error::DiskError;
 
 /// Bytes of one copy, as `bootloader-glue/uboot/qemu-x86.config` has it.
 const ENVIRONMENT_BYTES: usize = 0x4000;
+/// Where a copy has its flag, which its checksum does not cover.
+const FLAG_AT: usize = 4;
 const COPIES: [&str; 2] = ["uboot.env", "uboot-redund.env"];
 const SCRIPT: &str = "boot.scr";
 const INITIAL: &str = "u-boot-initial-env";
@@ -39,6 +41,13 @@ pub(super) fn files(spec: &DiskSpec, scratch: &Path) -> Result<Vec<(String, Vec<
     let backend = UbootBackend::new(config, folder.clone()).map_err(|error| DiskError::Entry(error.to_string()))?;
     let target = BootedGroup::proven(Group::A).target();
     backend.mark_unbootable(target).map_err(|error| DiskError::Entry(error.to_string()))?;
+    // It has written one copy. The other is the same and one write older, so that neither has to be created on the device.
+    let [first, second] = COPIES.map(|name| folder.join(name));
+    let mut older = fs::read(&first).map_err(DiskError::at("reading", &first))?;
+    if let Some(flag) = older.get_mut(FLAG_AT) {
+        *flag = flag.wrapping_sub(1);
+    }
+    fs::write(&second, older).map_err(&failed)?;
     let made = [COPIES[0], COPIES[1], FALLBACK, SCRIPT, INITIAL];
     made.into_iter()
         .map(|name| {

@@ -6,7 +6,7 @@ use bascule_image::disk::Loader;
 use bascule_tests::scenes::Stage;
 use bascule_tests::{MachineBuilder, factory};
 
-const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot]";
+const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot|efi]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

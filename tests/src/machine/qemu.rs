@@ -41,6 +41,11 @@ pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
             drive(&mut command, "if=pflash,format=raw,readonly=on", firmware("CODE")?.as_path());
             drive(&mut command, "if=pflash,format=raw", configuration.variables);
         }
+        Boot::FirmwareKernel { command_line } => {
+            drive(&mut command, "if=pflash,format=raw,readonly=on", firmware("CODE")?.as_path());
+            drive(&mut command, "if=pflash,format=raw", configuration.variables);
+            command.arg("-kernel").arg(configuration.kernel).args(["-append", command_line]);
+        }
         Boot::Bios => {}
         Boot::Uboot => {
             command.arg("-bios").arg(configuration.uboot);

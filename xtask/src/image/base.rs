@@ -10,7 +10,8 @@ use super::cache::{self, Key};
 use super::shell;
 
 /// What the systems need beside Debian's essential packages.
-const PACKAGES: [&str; 7] = ["systemd-sysv", "udev", "dbus", "iproute2", "e2fsprogs", "kmod", "busybox-static"];
+const PACKAGES: [&str; 8] =
+    ["systemd-sysv", "udev", "dbus", "iproute2", "e2fsprogs", "kmod", "busybox-static", "efibootmgr"];
 
 /// Kernel modules of the guests; disk, ext4 and serial console are built into the cloud kernel.
 const MODULES: &str =
