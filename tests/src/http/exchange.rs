@@ -143,7 +143,12 @@ fn send_bytes(mut stream: &TcpStream, shared: &Shared, mut body: Body) -> Result
     let mut sent = 0;
     let mut buffer = vec![0u8; usize::try_from(PIECE)?];
     while sent < body.length {
-        let wanted = usize::try_from(PIECE.min(body.length - sent))?;
+        // A slow server sends small pieces: ten in a second.
+        let slow = match shared.bandwidth.load(Ordering::Relaxed) {
+            0 => PIECE,
+            bandwidth => (bandwidth / 10).clamp(1, PIECE),
+        };
+        let wanted = usize::try_from(slow.min(body.length - sent))?;
         let count = body.file.read(buffer.get_mut(..wanted).context("a piece fits")?)?;
         if count == 0 {
             bail!("the file ended early");
