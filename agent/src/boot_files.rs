@@ -2,15 +2,16 @@
 //!
 //! Each group has a file of its own there, so that no group is ever a mix of two versions: it is written while the loader
 //! refuses the group, and the loader's one write chooses both the group and its file. A cut in the middle leaves rubbish in
-//! a file that nothing starts, and the next attempt writes it again.
+//! a file that nothing starts, and the next attempt writes it again. It is overwritten in place, so that a FAT's chains change
+//! as little as they can.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bascule_core::Disposition;
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, openat2, posix_fadvise};
 use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
@@ -43,6 +44,12 @@ pub enum BootFileError {
         /// Bytes that are free or taken by the kernel it replaces.
         free: u64,
     },
+    /// The boot partition is not there.
+    #[error("{path} is not on a partition of its own: the boot partition is not mounted")]
+    NotMounted {
+        /// The folder with the kernels.
+        path: PathBuf,
+    },
     /// It could not be written.
     #[error("cannot write the kernel {path}")]
     Write {
@@ -68,6 +75,7 @@ impl BootFileError {
             BootFileError::Mount { .. } => "boot-files.mount",
             BootFileError::NoKernel(_) => "boot-files.no-kernel",
             BootFileError::NoRoom { .. } => "boot-files.no-room",
+            BootFileError::NotMounted { .. } => "boot-files.not-mounted",
             BootFileError::Write { .. } => "boot-files.write",
             BootFileError::ReadBack { .. } => "boot-files.read-back",
         }
@@ -80,6 +88,7 @@ impl BootFileError {
             BootFileError::Mount { .. } => "build its file system into this kernel, or load the module".into(),
             BootFileError::NoKernel(_) => "put the kernel into the image when it is built".into(),
             BootFileError::NoRoom { .. } => "make room on the boot partition; each group has one kernel there".into(),
+            BootFileError::NotMounted { .. } => "mount the boot partition (see `findmnt` and fstab)".into(),
             BootFileError::Write { .. } => "check that the boot partition is mounted read-write and healthy".into(),
             BootFileError::ReadBack { .. } => "the medium of the boot partition loses writes: replace it".into(),
         }
@@ -97,28 +106,48 @@ impl BootFileError {
 /// # Errors
 /// [`BootFileError`]; before the first write where there is no room.
 pub fn install_kernel(root: &Path, to: &Path) -> Result<(), BootFileError> {
-    let source = root.join(KERNEL);
-    let wanted = digest(&source, OFlag::O_NOFOLLOW).map_err(BootFileError::NoKernel)?;
-    if digest(to, OFlag::O_NOFOLLOW).is_ok_and(|there| there == wanted) {
+    let mut source = open_below(root, KERNEL).map_err(BootFileError::NoKernel)?;
+    let wanted = digest(&mut source).map_err(BootFileError::NoKernel)?;
+    let failed = |source| BootFileError::Write { path: to.to_owned(), source };
+    // What an earlier attempt wrote may be in memory only.
+    if stored_digest(to).is_ok_and(|there| there == wanted) {
         return Ok(());
     }
     check_room(&source, to)?;
-    let failed = |source| BootFileError::Write { path: to.to_owned(), source };
-    copy(&source, to).map_err(failed)?;
-    match digest(to, OFlag::O_NOFOLLOW) {
+    source.seek(SeekFrom::Start(0)).map_err(BootFileError::NoKernel)?;
+    copy(&mut source, to).map_err(failed)?;
+    match stored_digest(to) {
         Ok(there) if there == wanted => Ok(()),
         Ok(_) => Err(BootFileError::ReadBack { path: to.to_owned() }),
         Err(error) => Err(failed(error)),
     }
 }
 
-/// In whole clusters, at the worst moment: the old file is truncated before the new one grows.
-fn check_room(source: &Path, to: &Path) -> Result<(), BootFileError> {
-    let failed = |source| BootFileError::Write { path: to.to_owned(), source };
-    let size = fs::metadata(source).map_err(BootFileError::NoKernel)?.len();
+/// Refuses a folder on the root: what is written there no loader would find.
+///
+/// # Errors
+/// [`BootFileError::NotMounted`].
+pub fn check_mounted(root: &Path, to: &Path) -> Result<(), BootFileError> {
     let folder = to.parent().unwrap_or(to);
-    fs::create_dir_all(folder).map_err(failed)?;
-    let room = statvfs(folder).map_err(|error| failed(error.into()))?;
+    let device = |path: &Path| fs::metadata(path).map(|about| about.dev());
+    match (device(root), device(folder)) {
+        (Ok(root), Ok(folder)) if root != folder => Ok(()),
+        _ => Err(BootFileError::NotMounted { path: folder.to_owned() }),
+    }
+}
+
+/// A file of the mounted root; links lead where they would if it were the root of the system.
+fn open_below(root: &Path, path: &str) -> io::Result<File> {
+    let root = File::open(root)?;
+    let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    Ok(File::from(openat2(root, path, how)?))
+}
+
+/// In whole clusters: the file grows from what it has.
+fn check_room(source: &File, to: &Path) -> Result<(), BootFileError> {
+    let failed = |source| BootFileError::Write { path: to.to_owned(), source };
+    let size = source.metadata().map_err(BootFileError::NoKernel)?.len();
+    let room = statvfs(to.parent().unwrap_or(to)).map_err(|error| failed(error.into()))?;
     let cluster = room.fragment_size().max(1);
     let whole = |bytes: u64| bytes.div_ceil(cluster).saturating_mul(cluster);
     let replaced = fs::metadata(to).map_or(0, |old| whole(old.len()));
@@ -130,30 +159,31 @@ fn check_room(source: &Path, to: &Path) -> Result<(), BootFileError> {
     Ok(())
 }
 
-fn copy(source: &Path, to: &Path) -> io::Result<()> {
-    let mut source = File::open(source)?.take(MOST_BYTES);
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(to)?;
-    let mut piece = vec![0; PIECE];
-    loop {
-        let count = source.read(&mut piece)?;
-        match piece.get(..count) {
-            Some([]) | None => break,
-            Some(bytes) => file.write_all(bytes)?,
-        }
-    }
+/// In place: on FAT the chain of clusters stays what it is for as far as the old kernel goes.
+fn copy(source: &mut File, to: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(false).custom_flags(OFlag::O_NOFOLLOW.bits()).open(to)?;
+    let length = io::copy(&mut source.take(MOST_BYTES), &mut file)?;
+    file.set_len(length)?;
     file.sync_all()?;
-    // What is read back comes from the medium.
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
     File::open(to.parent().unwrap_or(to))?.sync_all()
 }
 
-fn digest(path: &Path, flags: OFlag) -> io::Result<[u8; 32]> {
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-    if !file.metadata()?.is_file() || file.metadata()?.len() > MOST_BYTES {
+/// What the medium holds, not what memory does.
+fn stored_digest(path: &Path) -> io::Result<[u8; 32]> {
+    let mut file = OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
+    file.sync_all()?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    digest(&mut file)
+}
+
+fn digest(file: &mut File) -> io::Result<[u8; 32]> {
+    let about = file.metadata()?;
+    if !about.is_file() || about.len() > MOST_BYTES {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let (mut file, mut hash, mut piece) = (file, Sha256::new(), vec![0; PIECE]);
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; PIECE]);
     loop {
         let count = file.read(&mut piece)?;
         match piece.get(..count) {
@@ -191,7 +221,24 @@ mod tests {
         fs::create_dir_all(root.join("boot")).unwrap();
         fs::write(dir.path().join("secret"), "x").unwrap();
         std::os::unix::fs::symlink(dir.path().join("secret"), root.join(KERNEL)).unwrap();
-        let error = install_kernel(&root, &dir.path().join("linux-b")).unwrap_err();
-        assert_eq!(error.code(), "boot-files.no-kernel");
+        let to = dir.path().join("linux-b");
+        assert_eq!(install_kernel(&root, &to).unwrap_err().code(), "boot-files.no-kernel");
+        fs::remove_dir_all(root.join("boot")).unwrap();
+        fs::create_dir_all(dir.path().join("boot")).unwrap();
+        fs::write(dir.path().join(KERNEL), "the booted system's").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("boot"), root.join("boot")).unwrap();
+        assert_eq!(install_kernel(&root, &to).unwrap_err().code(), "boot-files.no-kernel");
+    }
+
+    #[test]
+    fn a_link_within_the_root_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("boot")).unwrap();
+        fs::write(root.join("boot/vmlinuz-6.1"), "kernel").unwrap();
+        std::os::unix::fs::symlink("/boot/vmlinuz-6.1", root.join(KERNEL)).unwrap();
+        let to = dir.path().join("linux-b");
+        install_kernel(&root, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"kernel");
     }
 }

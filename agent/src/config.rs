@@ -163,6 +163,9 @@ pub struct PrepareConfig {
     /// Most bytes per second that are fetched over a network; `None`: as fast as it goes.
     #[serde(serialize_with = "quantity::limit_as_text")]
     pub bandwidth: Option<u64>,
+    /// Most bytes per second that are written to and read from slots; `None`: as fast as it goes.
+    #[serde(serialize_with = "quantity::limit_as_text")]
+    pub slot_bandwidth: Option<u64>,
     /// After so many days a bundle that was rolled back may be tried again by itself; `None`: never.
     pub deny_days: Option<u32>,
 }

@@ -23,6 +23,7 @@ pub mod loaders;
 pub mod logging;
 pub mod mounted;
 mod names;
+mod pace;
 pub mod paths;
 pub mod prepare;
 pub mod probes;

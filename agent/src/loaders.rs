@@ -66,11 +66,9 @@ pub fn look(paths: &Paths, config: &BootConfig) -> Vec<Mark> {
 }
 
 fn has_entries(partition: &Path) -> (bool, String) {
-    let ours = |(folder, kind): (PathBuf, Kind)| {
-        let mut names = fs::read_dir(folder).into_iter().flatten().flatten();
-        names.any(|entry| matches!(names::owner(&entry.file_name().to_string_lossy(), kind), Owner::Ours(_)))
-    };
-    match Kind::ALL.map(|kind| (partition.join(kind.directory()), kind)).into_iter().any(ours) {
+    let mut names = fs::read_dir(partition.join(Kind::Text.directory())).into_iter().flatten().flatten();
+    let ours = |name: &str| matches!(names::owner(name, Kind::Text), Owner::Ours(_));
+    match names.any(|entry| ours(&entry.file_name().to_string_lossy())) {
         true => (true, "entries of ours are listed".into()),
         false => (false, "no boot entry there is ours".into()),
     }
@@ -113,8 +111,12 @@ impl Loader {
     /// When the loader is not found.
     pub fn kernel_file(&self, target: TargetGroup) -> Result<Option<PathBuf>, BootError> {
         let (backend, _) = self.found()?;
-        let file = boot_partition(&self.paths, &self.config).join(format!("bascule/linux-{}", target.group().letter()));
-        Ok(matches!(backend, Backend::SystemdBoot | Backend::Efi).then_some(file))
+        let partition = directory(&self.paths, &self.config, *backend);
+        let name = format!("bascule/linux-{}", target.group().letter());
+        if *backend == Backend::SystemdBoot {
+            check_entry(&partition, target, &name)?;
+        }
+        Ok(matches!(backend, Backend::SystemdBoot | Backend::Efi).then(|| partition.join(name)))
     }
 
     /// Whether the loader cannot count: it starts a new system once, whatever it is asked for.
@@ -158,12 +160,7 @@ impl Loader {
         let directory = directory(&self.paths, &self.config, backend);
         Ok(match backend {
             Backend::Grub => Box::new(GrubBackend::new(directory)),
-            Backend::SystemdBoot => {
-                let images = fs::read_dir(directory.join(Kind::Image.directory())).into_iter().flatten().flatten();
-                let mut images = images.map(|entry| entry.file_name().to_string_lossy().into_owned());
-                let is_image = images.any(|name| matches!(names::owner(&name, Kind::Image), Owner::Ours(_)));
-                Box::new(SdBootBackend::new(directory, if is_image { Kind::Image } else { Kind::Text }))
-            }
+            Backend::SystemdBoot => Box::new(SdBootBackend::new(directory, Kind::Text)),
             Backend::Uboot => Box::new(UbootBackend::new(self.environment()?, directory)?),
             Backend::Efi => Box::new(EfiBackend::new(self.paths.firmware_variables())),
             Backend::Custom => {
@@ -213,9 +210,21 @@ impl BootBackend for Loader {
     }
 }
 
+/// The entry of the target has to start the file that is written, or an old kernel would run on the new root.
+fn check_entry(partition: &Path, target: TargetGroup, name: &str) -> Result<(), BootError> {
+    let backend = SdBootBackend::new(partition.to_owned(), Kind::Text);
+    let Some(path) = backend.target_file(target)? else { return Ok(()) };
+    let text = fs::read_to_string(&path).map_err(|source| BootError::Read { path: path.clone(), source })?;
+    let mut lines = text.lines().filter_map(|line| line.trim().strip_prefix("linux"));
+    if lines.any(|file| file.trim() == format!("/{name}")) {
+        return Ok(());
+    }
+    Err(BootError::Damaged { path, damage: format!("it does not start /{name}, where the new kernel is written") })
+}
+
 /// Where the boot partition is mounted: the folder that is configured for a loader other than GRUB.
 fn boot_partition(paths: &Paths, config: &BootConfig) -> PathBuf {
-    let configured = config.directory.as_deref().filter(|_| config.backend != Some(Backend::Grub));
+    let configured = config.directory.as_deref().filter(|_| !matches!(config.backend, None | Some(Backend::Grub)));
     paths.resolve(configured.unwrap_or(Path::new(Paths::BOOT_PARTITION)))
 }
 

@@ -1,7 +1,6 @@
 //! Where bundles come from: a file, standard input, an HTTP URL. All are read forward, once, in a thread that may block.
 
 pub mod http;
-mod pace;
 
 use std::fs::{File, OpenOptions};
 use std::io;

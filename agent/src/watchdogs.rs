@@ -56,11 +56,19 @@ pub fn rollback_health(paths: &Paths, config: Result<Config, ConfigError>) -> Re
         Err(error) => return blind(paths, &error.report(Phase::Probation)),
     };
     let (loader, booted): (&dyn BootBackend, _) = (&parts.loader, parts.layout.booted);
-    if !on_trial(paths, loader, booted) {
+    let deadline = config.health.deadline.saturating_add(GRACE);
+    let trial = loop {
+        match on_trial(paths, loader, booted) {
+            // The boot partition may not be mounted yet.
+            None if device::uptime(paths)? < deadline => std::thread::sleep(LOOK_EVERY),
+            trial => break trial.unwrap_or(false),
+        }
+        say_alive();
+    };
+    if !trial {
         tracing::info!(group = booted.group().letter(), "the booted group is not on trial: nothing to watch");
         return Ok(());
     }
-    let deadline = config.health.deadline.saturating_add(GRACE);
     let (group, deadline_seconds) = (booted.group().letter(), deadline.as_secs());
     tracing::warn!(
         group,
@@ -158,15 +166,21 @@ impl Hardware {
     }
 }
 
-fn on_trial(paths: &Paths, loader: &dyn BootBackend, booted: BootedGroup) -> bool {
+/// `None`: it cannot be told yet.
+fn on_trial(paths: &Paths, loader: &dyn BootBackend, booted: BootedGroup) -> Option<bool> {
     match loader.view(booted) {
         Ok(view) if view.settings == Settings::Intact => {
-            matches!(view.status(booted.group()), BootStatus::Trial { .. } | BootStatus::Exhausted)
+            Some(matches!(view.status(booted.group()), BootStatus::Trial { .. } | BootStatus::Exhausted))
         }
         // On damaged settings the loader starts its fallback. It names the old group until a commit has moved it.
-        Ok(view) => view.primary != booted.group(),
+        // Where only names or variables are damaged, they may still tell, or the start itself does.
+        Ok(view) => {
+            let status = view.status(booted.group());
+            let tried = matches!(status, BootStatus::Trial { .. } | BootStatus::Exhausted);
+            Some(view.primary != booted.group() || tried || on_trial_by_command_line(paths))
+        }
         // The boot partition is not mounted yet, or never will be.
-        Err(_) => on_trial_by_command_line(paths),
+        Err(_) => on_trial_by_command_line(paths).then_some(true),
     }
 }
 

@@ -154,6 +154,28 @@ fn entries_of_others_keep_their_order_and_are_put_behind_the_group_that_is_good(
 }
 
 #[test]
+fn a_committed_group_is_not_armed_any_more_although_the_mark_stays() {
+    let firmware = Firmware::factory();
+    assert_eq!(firmware.backend().armed(), None);
+    firmware.perform(Group::A, "activate").unwrap();
+    assert_eq!(firmware.start(), Some(Group::B));
+    assert_eq!(firmware.backend().armed(), Some(Group::B));
+    firmware.perform(Group::B, "good").unwrap();
+    assert_eq!(firmware.backend().armed(), None, "it would be taken for a trial for ever");
+}
+
+#[test]
+fn to_say_good_again_leaves_what_a_person_put_before_it() {
+    let firmware = Firmware::factory();
+    firmware.set_order(&[DRIVE, A, OTHER, B]);
+    firmware.perform(Group::A, "good").unwrap();
+    assert_eq!(firmware.order(), [DRIVE, A, OTHER, B]);
+    firmware.set_order(&[DRIVE, B, OTHER, A]);
+    firmware.perform(Group::A, "good").unwrap();
+    assert_eq!(firmware.order(), [A, B, DRIVE, OTHER]);
+}
+
+#[test]
 fn a_target_that_is_good_is_not_good_any_more_once_it_is_activated() {
     let firmware = Firmware::factory();
     firmware.set_order(&[A, B, DRIVE]);

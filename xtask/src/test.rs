@@ -63,6 +63,11 @@ pub(crate) fn tests(quick: bool, arguments: &[String]) -> Result<Sums> {
     if !named && quick {
         command.args(["--exclude", "bascule-tests"]);
     }
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        // Guests wait for deadlines a good part of their time: one more than there are processors.
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        command.env("RUST_TEST_THREADS", (processors + 1).to_string());
+    }
     let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().context("cargo test cannot be started")?;
     let printed = child.stdout.take().context("cargo test has no output")?;
     let mut sums = Sums::default();

@@ -35,6 +35,7 @@ const SECTIONS: [(&str, &[&str]); 12] = [
             "cores",
             "checkpoint",
             "bandwidth",
+            "slot_bandwidth",
             "deny_days",
         ],
     ),
@@ -175,6 +176,7 @@ fn prepare(reader: &mut Reader<'_>, section: &Section<'_>) -> PrepareConfig {
         max_fetch: reader.size(section, "max_fetch", 0, 1 << 40),
         cores: reader.integer(section, "cores", 1, MAX_CORES).unwrap_or(DEFAULT_CORES),
         bandwidth: reader.size(section, "bandwidth", 1 << 10, 1 << 40),
+        slot_bandwidth: reader.size(section, "slot_bandwidth", 1 << 20, 1 << 40),
         deny_days: reader.integer(section, "deny_days", 1, 3650),
         checkpoint: reader.size(section, "checkpoint", 64 << 10, 1 << 30).unwrap_or(16 << 20),
     }

@@ -11,7 +11,7 @@ use bascule_hooks::{HookPoint, HookRun, HooksError, PointOutcome, run_point};
 
 use super::hooks::report;
 use super::{Engine, Next};
-use crate::boot_files::{BootFileError, install_kernel};
+use crate::boot_files::{BootFileError, check_mounted, install_kernel};
 use crate::conditions;
 use crate::config::LockPolicy;
 use crate::device::DeviceError;
@@ -173,7 +173,8 @@ impl Engine {
         let mounted = self.mount_target().ok_or_else(|| BootFileError::Mount {
             reason: "no file system that this system knows is in the slot".into(),
         });
-        mounted
+        check_mounted(self.device.paths.root(), &file)
+            .and(mounted)
             .and_then(|mounted| install_kernel(mounted.path(), &file))
             .map_err(|error| ErrorReport::new(error.code(), Phase::Activate, &error, error.hint(), error.disposition()))
     }

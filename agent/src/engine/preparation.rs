@@ -1,6 +1,7 @@
 //! Starts and ends the job thread that prepares a deployment.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bascule_core::{Action, Disposition, ErrorReport, Phase, PreparationFailure, State, Step, Transfer};
@@ -8,6 +9,7 @@ use bascule_hooks::runner::{self, Command, Limits};
 
 use super::{Engine, Event, Job, LOOK_EVERY, Next, offer, units};
 use crate::device::{self, Device};
+use crate::pace::Pace;
 use crate::prepare::{Preparation, PrepareError, Ways};
 use crate::shared::Progress;
 use crate::source::Opener;
@@ -29,6 +31,7 @@ pub(super) fn ways(device: &Device) -> Ways {
         slots: slots.cloned().collect(),
         sysfs: device::sysfs(&device.paths),
         version: device.release.version.clone(),
+        pace: Pace::new(device.config.prepare.slot_bandwidth).map(|pace| Arc::new(Mutex::new(pace))),
     }
 }
 

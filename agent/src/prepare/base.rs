@@ -7,7 +7,7 @@ use bascule_image::delta::apply::source_matches;
 use bascule_image::limits::MAX_SOURCE_BYTES;
 
 use super::buffer::{ALIGN, Buffer};
-use super::slot::SlotFile;
+use super::slot::{SlotFile, SlotPace};
 
 /// An open slot of the booted group. Threads may read it at the same time.
 pub(crate) struct BaseSlot {
@@ -20,9 +20,14 @@ impl BaseSlot {
     ///
     /// # Errors
     /// Why it cannot be read, in one line.
-    pub(super) fn open(slot: &Slot, booted: BootedGroup, sysfs: &Sysfs) -> Result<Self, String> {
+    pub(super) fn open(
+        slot: &Slot,
+        booted: BootedGroup,
+        sysfs: &Sysfs,
+        pace: Option<SlotPace>,
+    ) -> Result<Self, String> {
         let file = open_booted(slot, booted, sysfs).map_err(|error| error.to_string())?;
-        let file = SlotFile::new(file, slot.size).map_err(|error| error.to_string())?;
+        let file = SlotFile::new(file, slot.size).map_err(|error| error.to_string())?.paced(pace);
         Ok(BaseSlot { file, size: slot.size })
     }
 

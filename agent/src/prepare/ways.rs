@@ -12,6 +12,7 @@ use bascule_image::manifest::{BlobsPlace, DeltaRef};
 use bascule_image::{BundleReader, DeltaTable, Payload};
 
 use super::base::BaseSlot;
+use super::slot::SlotPace;
 use super::{Preparation, PrepareError};
 use crate::config::Way;
 
@@ -33,6 +34,8 @@ pub struct Ways {
     pub sysfs: Sysfs,
     /// The version that the booted root says it is.
     pub version: String,
+    /// The pace of everything that is read from and written to slots.
+    pub(crate) pace: Option<SlotPace>,
 }
 
 /// How one payload is made.
@@ -119,7 +122,7 @@ impl Ways {
         }
         let slot = self.slots.iter().find(|slot| slot.role == payload.role);
         let slot = slot.ok_or_else(|| format!("the booted group has no slot {:?}", payload.role))?;
-        let base = BaseSlot::open(slot, self.booted, &self.sysfs)?;
+        let base = BaseSlot::open(slot, self.booted, &self.sysfs, self.pace.clone())?;
         let mut best: Option<(usize, Probe)> = None;
         for (number, delta) in payload.deltas.iter().enumerate() {
             let Some(table) = bundle.delta_table(index, number).filter(|_| base.can_hold(delta.base.size)) else {

@@ -41,7 +41,7 @@ pub(super) fn payload(
     let Some(payload) = payloads.get(index) else { return Ok(()) };
     let file = open_target(slot, job.target, &job.ways.sysfs)
         .map_err(|source| PrepareError::Open { role: slot.role.clone(), source })?;
-    let file = SlotFile::new(file, slot.size).map_err(slot_error("open", slot, 0))?;
+    let file = SlotFile::new(file, slot.size).map_err(slot_error("open", slot, 0))?.paced(job.ways.pace.clone());
     let write = Write { job, index, payload, slot, file };
     match job.ways.choose(bundle, index)? {
         Choice::Full { .. } => write.full(bundle, tally, None)?,

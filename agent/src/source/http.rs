@@ -26,8 +26,8 @@ pub use error::HttpError;
 
 use address::{beside, length_of, mirrored, parse_range, redirected};
 
-use super::pace::Pace;
 use super::{Fetched, Opener};
+use crate::pace::Pace;
 
 /// A source that sends fewer bytes per second for as long as a stall may last has stalled too.
 const LEAST_PER_SECOND: u64 = 64;

@@ -82,11 +82,12 @@ impl EfiBackend {
         stored.is_ok_and(|stored| Group::ALL.into_iter().all(|group| !stored.entries(group).is_empty()))
     }
 
-    /// The group whose trial was armed and not ended since.
+    /// The group whose trial was armed, and that was not committed since: a commit leaves the mark as it is.
     #[must_use]
     pub fn armed(&self) -> Option<Group> {
-        match Stored::read(&self.store).ok()?.mark {
-            Some(Mark::Armed(group)) => Some(group),
+        let stored = Stored::read(&self.store).ok()?;
+        match stored.mark {
+            Some(Mark::Armed(group)) if !stored.is_good(group) => Some(group),
             _ => None,
         }
     }

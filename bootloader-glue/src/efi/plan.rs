@@ -95,7 +95,10 @@ impl<'a> Plan<'a> {
             Ok(order) => {
                 let (rest, _) = self.without(order, booted);
                 let (others, good) = self.without(&rest, opposite);
-                self.put_order([&[entry.number][..], &good, &others].concat());
+                // Where it is first of ours already, a person may have put others before it.
+                if !self.leads(order, booted) {
+                    self.put_order([&[entry.number][..], &good, &others].concat());
+                }
                 // What the firmware was told to try next would come before the booted group.
                 self.disarm(opposite);
             }
@@ -123,6 +126,12 @@ impl<'a> Plan<'a> {
         let (others, good) = self.without(&rest, opposite);
         self.put_order([good, others].concat());
         Ok(self.steps)
+    }
+
+    /// Whether the group is listed, and not after the opposite one.
+    fn leads(&self, order: &[u16], group: Group) -> bool {
+        let place = |of: Group| order.iter().position(|number| self.stored.names(Some(*number), of));
+        place(group).is_some_and(|first| place(group.opposite()).is_none_or(|other| first < other))
     }
 
     /// With a damaged order nothing can be said: then it is good, for it runs.

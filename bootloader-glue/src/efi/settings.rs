@@ -191,7 +191,7 @@ impl Stored {
     }
 
     /// Whether the firmware starts it whenever its turn comes.
-    fn is_good(&self, group: Group) -> bool {
+    pub(super) fn is_good(&self, group: Group) -> bool {
         let listed =
             |entry: &Entry| entry.is_active && self.order.iter().flatten().any(|number| *number == entry.number);
         self.entries(group).iter().any(listed)

@@ -46,16 +46,27 @@ fn is_empty(slot: &SlotContent) -> bool {
 }
 
 fn kernel(slot: &SlotContent, scratch: &Path) -> Result<Vec<u8>, DiskError> {
-    match slot {
-        SlotContent::Tree(tree) => read(&tree.join(KERNEL)),
+    let (place, kernel) = match slot {
+        SlotContent::Tree(tree) => {
+            let place = tree.join(KERNEL);
+            // A link could lead to a file of this host.
+            let is_file = fs::symlink_metadata(&place).is_ok_and(|about| about.is_file());
+            (place.clone(), if is_file { read(&place)? } else { Vec::new() })
+        }
         SlotContent::Image(image) => {
+            // debugfs ends with 0 also when there is no such file, or when it is a link: then nothing comes out.
             let place = scratch.join("kernel");
+            fs::write(&place, []).map_err(DiskError::at("writing", &place))?;
             let request = format!("dump /{KERNEL} {}", place.display());
             tool::run("debugfs", vec!["-R".into(), request.into(), image.into()], &[])?;
-            read(&place)
+            (image.clone(), read(&place)?)
         }
-        SlotContent::Empty => Ok(Vec::new()),
+        SlotContent::Empty => return Ok(Vec::new()),
+    };
+    if kernel.is_empty() {
+        return Err(DiskError::BootFile { path: place, fault: "is no regular file /boot/vmlinuz with a kernel" });
     }
+    Ok(kernel)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, DiskError> {

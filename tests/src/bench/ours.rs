@@ -38,6 +38,7 @@ pub(super) struct Device {
     slot_bytes: u64,
     booted: Option<PathBuf>,
     more: String,
+    stands_back: bool,
 }
 
 /// What ranges of zeroes cost.
@@ -66,6 +67,7 @@ impl Device {
             slot_bytes,
             booted: None,
             more: String::new(),
+            stands_back: false,
         })
     }
 
@@ -77,6 +79,31 @@ impl Device {
     /// The same device with more configuration.
     pub(super) fn configured(self, more: &str) -> Device {
         Device { more: more.to_owned(), ..self }
+    }
+
+    /// The same device, whose daemon stands behind all others.
+    pub(super) fn standing_back(self) -> Device {
+        Device { stands_back: true, ..self }
+    }
+
+    /// Installs over loopback HTTP, and is killed after this time.
+    ///
+    /// # Errors
+    /// When the daemon cannot be started.
+    pub(super) fn install_for(&self, span: Duration) -> Result<()> {
+        self.make()?;
+        let bundle = &self.bundle.file;
+        let server = HttpServer::serve(bundle.parent().context("a bundle lies in a folder")?)?;
+        let url = server.url(&bundle.file_name().unwrap_or_default().to_string_lossy());
+        let mut command = self.daemon(&self.folder.join("log"))?;
+        let mut child = command.args(["run-to-rest", "--install", &url]).spawn()?;
+        let until = Instant::now() + span;
+        while Instant::now() < until && child.try_wait()?.is_none() {
+            thread::sleep(Duration::from_millis(20));
+        }
+        child.kill().ok();
+        child.wait()?;
+        Ok(())
     }
 
     /// Installs from a file.
@@ -153,7 +180,14 @@ impl Device {
     }
 
     fn daemon(&self, log: &Path) -> Result<Command> {
-        let mut command = Command::new(super::built("basculed")?);
+        let program = super::built("basculed")?;
+        let mut command = match self.stands_back {
+            true => Command::new("nice"),
+            false => Command::new(&program),
+        };
+        if self.stands_back {
+            command.args(["-n", "19", "ionice", "-c", "2", "-n", "7"]).arg(&program);
+        }
         // As the unit has it.
         command.env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072");
         command.arg("--root").arg(&self.folder).stdout(Stdio::null()).stderr(File::create(log)?);

@@ -1,4 +1,4 @@
-//! The pace of a download: no more bytes per second than the policy allows, however fast the line is.
+//! A pace: no more bytes per second than the policy allows, however fast the line or the disk is.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ const BURST: Duration = Duration::from_millis(250);
 
 /// Says how long to wait after each piece.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     per_second: u64,
     /// When the bytes taken so far are paid for.
     paid_until: Option<Instant>,
@@ -15,12 +15,12 @@ pub(super) struct Pace {
 
 impl Pace {
     /// This many bytes per second; `None`: as fast as it goes.
-    pub(super) fn new(per_second: Option<u64>) -> Option<Self> {
+    pub(crate) fn new(per_second: Option<u64>) -> Option<Self> {
         per_second.filter(|bytes| *bytes > 0).map(|per_second| Pace { per_second, paid_until: None })
     }
 
     /// How long to wait at `now`, after `bytes` more have come.
-    pub(super) fn wait(&mut self, bytes: u64, now: Instant) -> Duration {
+    pub(crate) fn wait(&mut self, bytes: u64, now: Instant) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
         let since = self.paid_until.unwrap_or(now).max(now.checked_sub(BURST).unwrap_or(now));
         let until = since + cost;
