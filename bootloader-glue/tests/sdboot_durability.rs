@@ -94,23 +94,23 @@ fn compare(seen: Option<Vec<String>>, expected: &[&str]) {
 }
 
 #[test]
-fn each_act_is_one_rename_that_replaces_nothing_and_a_sync_of_the_directory() {
+fn each_act_is_one_rename_that_replaces_nothing_and_a_sync_of_the_file_and_the_directory() {
     let (a, sync) = ("bascule-4-a.conf", "sync directory");
     compare(
         effects(&[a, "bascule-3-b.conf"], "mark-unbootable b"),
-        &["rename bascule-3-b.conf bascule-3-b.off", sync, sync],
+        &["rename bascule-3-b.conf bascule-3-b.off", "sync bascule-3-b.off", sync, sync],
     );
     compare(
         effects(&[a, "bascule-3-b.off"], "activate b"),
-        &["rename bascule-3-b.off bascule-5-b+3-0.conf", sync, sync],
+        &["rename bascule-3-b.off bascule-5-b+3-0.conf", "sync bascule-5-b+3-0.conf", sync, sync],
     );
     compare(
         effects(&[a, "bascule-5-b+1-2.conf"], "mark-good b"),
-        &["rename bascule-5-b+1-2.conf bascule-5-b.conf", sync, sync],
+        &["rename bascule-5-b+1-2.conf bascule-5-b.conf", "sync bascule-5-b.conf", sync, sync],
     );
     compare(
         effects(&[a, "bascule-5-b+1-2.conf"], "roll-back b"),
-        &["rename bascule-5-b+1-2.conf bascule-5-b.off", sync, sync],
+        &["rename bascule-5-b+1-2.conf bascule-5-b.off", "sync bascule-5-b.off", sync, sync],
     );
 }
 
@@ -129,8 +129,10 @@ fn a_lost_entry_is_written_and_synced_under_another_name_before_it_is_listed() {
             "create bascule-new.tmp",
             "sync bascule-new.tmp",
             "rename bascule-new.tmp bascule-0-b.conf",
+            "sync bascule-0-b.conf",
             "sync directory",
             "rename bascule-4-a.conf bascule-4-a.off",
+            "sync bascule-4-a.off",
             "sync directory",
             "sync directory",
         ],
@@ -145,6 +147,7 @@ fn a_rename_or_a_sync_that_fails_is_never_a_success() {
         ("renameat2:retval=0:when=1", "boot.read-back", false),
         ("fsync:error=EIO:when=1", "boot.write", true),
         ("fsync:error=EIO:when=2", "boot.write", true),
+        ("fsync:error=EIO:when=3", "boot.write", true),
     ];
     for (spoil, error, is_renamed) in spoiled {
         let esp = Esp::factory(Kind::Text);
