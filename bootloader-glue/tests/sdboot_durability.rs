@@ -117,7 +117,7 @@ fn each_act_is_one_rename_that_replaces_nothing_and_a_sync_of_the_file_and_the_d
 #[test]
 fn an_act_that_is_done_already_is_synced_all_the_same() {
     let names = ["bascule-4-a.conf", "bascule-3-b.off"];
-    compare(effects(&names, "mark-unbootable b"), &["sync directory"]);
+    compare(effects(&names, "mark-unbootable b"), &["sync bascule-4-a.conf", "sync bascule-3-b.off", "sync directory"]);
 }
 
 #[test]

@@ -44,6 +44,11 @@ impl Listing {
         Listing { kind, ours, taken }
     }
 
+    /// Every file of ours, the one that the loader prefers first.
+    pub(super) fn ours(&self) -> &[Found] {
+        &self.ours
+    }
+
     pub(super) fn kind(&self) -> Kind {
         self.kind
     }

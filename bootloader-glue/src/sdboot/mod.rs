@@ -155,11 +155,17 @@ impl SdBootBackend {
     }
 
     fn perform(&self, act: Act) -> Result<(), BootError> {
-        for step in self.steps(act)? {
-            self.take(&step)?;
+        let (steps, dir) = (self.steps(act)?, self.directory());
+        for step in &steps {
+            self.take(step)?;
         }
-        // Also where nothing was to be done: an earlier call may have been cut off before its sync.
-        store::sync(&self.directory())
+        if steps.is_empty() {
+            // An earlier call may have been cut off between its rename and its syncs.
+            for found in self.listing()?.ours() {
+                store::sync_file(&dir.join(&found.file))?;
+            }
+        }
+        store::sync(&dir)
     }
 
     fn directory(&self) -> PathBuf {

@@ -43,17 +43,23 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>, BootError> {
 pub(super) fn rename(dir: &Path, from: &str, to: &str) -> Result<(), BootError> {
     let failed = |source| BootError::Write { path: dir.join(to), source };
     rename_to_new(&dir.join(from), &dir.join(to)).map_err(failed)?;
-    // vfat writes the new name with no length and no cluster first: these are in the file's inode, which the directory's sync
-    // does not write. Measured: a cut within half a minute left an empty file.
-    match File::open(dir.join(to)).and_then(|file| file.sync_all()) {
-        // What is not there after a rename that said it was done is seen below.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
+    sync_file(&dir.join(to))?;
     sync(dir)?;
     let names = names(dir)?;
     let has = |name: &str| names.iter().any(|is| is == name);
     if has(to) && !has(from) { Ok(()) } else { Err(BootError::ReadBack { path: dir.join(to) }) }
+}
+
+/// Makes a name durable with what it names: vfat writes a new name with no length and no cluster first. These are in the
+/// file's inode, which the directory's sync does not write. Measured: a cut within half a minute left an empty file.
+pub(super) fn sync_file(path: &Path) -> Result<(), BootError> {
+    match File::open(path).and_then(|file| file.sync_all()) {
+        // A name that is not there is seen by whoever looks at the names.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(BootError::Write { path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes the directory's names durable.
