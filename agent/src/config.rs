@@ -68,6 +68,8 @@ pub struct BootConfig {
     pub environment: PathBuf,
     /// The program of the backend `custom`.
     pub program: Option<PathBuf>,
+    /// Globs over boot files that belong to the device, see [`KeepList`](bascule_hooks::KeepList).
+    pub keep_files: Vec<String>,
     /// Starts the loader grants a new system before it falls back.
     pub tries: Tries,
 }

@@ -7,7 +7,7 @@
 //! ```
 
 pub mod api;
-pub mod boot_files;
+pub mod boot_complete;
 pub mod cli;
 pub mod clock;
 pub mod conditions;

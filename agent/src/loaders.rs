@@ -21,7 +21,9 @@ use bascule_boot::efi::EfiBackend;
 use bascule_boot::sdboot::names::{self, Kind, Owner};
 use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
 use bascule_boot::{BootBackend, BootError, GrubBackend, SdBootBackend, UbootBackend};
-use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
+use bascule_core::boot_set::{SET_KERNEL, boot_set};
+use bascule_core::{BootView, BootedGroup, Group, TargetGroup, Tries};
+use bascule_hooks::BootFileSet;
 use serde::Serialize;
 
 use crate::config::{Backend, BootConfig};
@@ -76,10 +78,10 @@ fn has_entries(partition: &Path) -> (bool, String) {
 
 /// Without it, variables that an earlier loader of the device left behind would be taken before the boot partition is mounted.
 fn has_kernel(partition: &Path) -> (bool, String) {
-    let kernels = ["bascule/linux-a", "bascule/linux-b"].map(|name| partition.join(name));
+    let kernels = Group::ALL.map(|group| partition.join(boot_set(group)).join(SET_KERNEL));
     match kernels.iter().find(|kernel| kernel.exists()) {
         Some(kernel) => (true, format!("{} is there", kernel.display())),
-        None => (false, format!("there is no kernel in {}", partition.join("bascule").display())),
+        None => (false, format!("there is no {}", kernels.map(|kernel| kernel.display().to_string()).join(" and no "))),
     }
 }
 
@@ -104,19 +106,24 @@ impl Loader {
         Loader { paths: paths.clone(), config: config.clone(), found: OnceLock::new() }
     }
 
-    /// Where the loader takes a group's kernel from, when it cannot read it in the slot. Whoever prepared the slot copies it
-    /// there, while the group is unbootable.
+    /// Where the loader takes a group's boot files from, when it cannot read them in the slot. Whoever prepared the slot puts
+    /// them there, while the group is unbootable.
     ///
     /// # Errors
     /// When the loader is not found.
-    pub fn kernel_file(&self, target: TargetGroup) -> Result<Option<PathBuf>, BootError> {
+    pub fn sets(&self, target: TargetGroup) -> Result<Option<Sets>, BootError> {
         let (backend, _) = self.found()?;
-        let partition = directory(&self.paths, &self.config, *backend);
-        let name = format!("bascule/linux-{}", target.group().letter());
-        if *backend == Backend::SystemdBoot {
-            check_entry(&partition, target, &name)?;
+        if !matches!(backend, Backend::SystemdBoot | Backend::Efi) {
+            return Ok(None);
         }
-        Ok(matches!(backend, Backend::SystemdBoot | Backend::Efi).then(|| partition.join(name)))
+        let partition = directory(&self.paths, &self.config, *backend);
+        let set = |group: Group| partition.join(boot_set(group));
+        let entry = match backend {
+            Backend::SystemdBoot => SdBootBackend::new(partition.clone(), Kind::Text).target_file(target)?,
+            _ => None,
+        };
+        let (running, prepared) = (set(target.group().opposite()), set(target.group()));
+        Ok(Some(Sets { running, prepared, entry, group: target.group(), partition }))
     }
 
     /// Whether the loader cannot count: it starts a new system once, whatever it is asked for.
@@ -184,6 +191,43 @@ impl Loader {
     }
 }
 
+/// Where the boot files of the groups are, for a loader that cannot read the slots.
+#[derive(Debug, Clone)]
+pub struct Sets {
+    /// Where the boot partition is mounted.
+    pub partition: PathBuf,
+    /// The folder with the set of the running group.
+    pub running: PathBuf,
+    /// The folder with the set of the target group.
+    pub prepared: PathBuf,
+    entry: Option<PathBuf>,
+    group: Group,
+}
+
+impl Sets {
+    /// The first file that the loader's entry of the target names and the set has not: the loader would pass over the entry.
+    ///
+    /// # Errors
+    /// When the entry cannot be read, or starts another kernel: that would run an old one on the new root.
+    pub fn lacking(&self, set: &BootFileSet) -> Result<Option<String>, BootError> {
+        let Some(path) = &self.entry else { return Ok(None) };
+        let text = fs::read_to_string(path).map_err(|source| BootError::Read { path: path.clone(), source })?;
+        let named = |keys: &'static [&'static str]| {
+            let values = text.lines().filter_map(|line| line.trim().split_once(char::is_whitespace));
+            values.filter(move |(key, _)| keys.contains(key)).flat_map(|(_, value)| value.split_whitespace())
+        };
+        let folder = format!("/{}/", boot_set(self.group));
+        let kernel = format!("{folder}{SET_KERNEL}");
+        if !named(&["linux"]).eq([kernel.as_str()]) {
+            let damage = format!("it does not start {kernel}, where the new kernel is written");
+            return Err(BootError::Damaged { path: path.clone(), damage });
+        }
+        let has = |name: &str| name.strip_prefix(&folder).is_some_and(|name| set.has(name));
+        let mut others = named(&["initrd", "devicetree", "devicetree-overlay"]);
+        Ok(others.find(|name| !has(name)).map(str::to_owned))
+    }
+}
+
 impl BootBackend for Loader {
     fn name(&self) -> &'static str {
         self.found.get().map_or("auto", |(backend, _)| backend.name())
@@ -210,18 +254,6 @@ impl BootBackend for Loader {
     }
 }
 
-/// The entry of the target has to start the file that is written, or an old kernel would run on the new root.
-fn check_entry(partition: &Path, target: TargetGroup, name: &str) -> Result<(), BootError> {
-    let backend = SdBootBackend::new(partition.to_owned(), Kind::Text);
-    let Some(path) = backend.target_file(target)? else { return Ok(()) };
-    let text = fs::read_to_string(&path).map_err(|source| BootError::Read { path: path.clone(), source })?;
-    let mut lines = text.lines().filter_map(|line| line.trim().strip_prefix("linux"));
-    if lines.any(|file| file.trim() == format!("/{name}")) {
-        return Ok(());
-    }
-    Err(BootError::Damaged { path, damage: format!("it does not start /{name}, where the new kernel is written") })
-}
-
 /// Where the boot partition is mounted: the folder that is configured for a loader other than GRUB.
 fn boot_partition(paths: &Paths, config: &BootConfig) -> PathBuf {
     let configured = config.directory.as_deref().filter(|_| !matches!(config.backend, None | Some(Backend::Grub)));
@@ -237,6 +269,8 @@ fn directory(paths: &Paths, config: &BootConfig, backend: Backend) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use bascule_hooks::{KeepList, SetPlaces};
+
     use super::*;
 
     fn put(root: &Path, path: &str, text: &str) {
@@ -251,6 +285,7 @@ mod tests {
             directory: None,
             environment: "/etc/fw_env.config".into(),
             program: None,
+            keep_files: Vec::new(),
             tries: Tries::DEFAULT,
         };
         Loader::new(&Paths::under(root), &config).detect()
@@ -276,5 +311,37 @@ mod tests {
         fs::remove_file(root.join("boot/efi/boot.scr")).unwrap();
         put(root, "boot/efi/bascule/grub.cfg", "");
         assert_eq!(found(root).unwrap(), Backend::Grub);
+    }
+
+    #[test]
+    fn an_entry_has_to_start_the_new_kernel_and_to_name_files_of_the_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        put(root, "root/boot/vmlinuz", "kernel");
+        put(root, "root/usr/lib/bascule/boot/files/board.dtb", "tree");
+        let (partition, entry) = (root.join("esp"), root.join("entry.conf"));
+        let sets = Sets {
+            running: partition.join("bascule/a"),
+            prepared: partition.join("bascule/b"),
+            entry: Some(entry.clone()),
+            group: Group::B,
+            partition,
+        };
+        let places = SetPlaces { root: &root.join("root"), running: &sets.running, target: &sets.prepared };
+        let set = BootFileSet::collect(places, &KeepList::default()).unwrap();
+        let lacking = |text: &str| {
+            fs::write(&entry, text).unwrap();
+            sets.lacking(&set).map_err(|error| error.code())
+        };
+        let linux = "title x\nlinux /bascule/b/linux\noptions initrd=/elsewhere\n";
+        assert_eq!(lacking(linux), Ok(None));
+        assert_eq!(lacking(&format!("{linux}devicetree\t/bascule/b/board.dtb\n")), Ok(None));
+        let named = "/bascule/b/initrd.img".to_owned();
+        assert_eq!(lacking(&format!("{linux}initrd {named}\n")), Ok(Some(named)));
+        let others = "/bascule/a/board.dtb".to_owned();
+        assert_eq!(lacking(&format!("{linux}devicetree {others}\n")), Ok(Some(others)));
+        for other in ["linux /bascule/a/linux\n", "linux /vmlinuz\n", "", "linux /bascule/b/linux\nlinux /vmlinuz\n"] {
+            assert_eq!(lacking(other), Err("boot.damaged"), "{other}");
+        }
     }
 }

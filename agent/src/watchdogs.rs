@@ -253,7 +253,8 @@ fn is_going_back(paths: &Paths, config: &Config) -> bool {
     record.is_ok_and(|record| matches!(record.state, State::RollingBack { .. }))
 }
 
-fn is_good(loader: &dyn BootBackend, booted: BootedGroup) -> bool {
+/// Whether the loader starts the booted group without counting, by settings that are whole.
+pub(crate) fn is_good(loader: &dyn BootBackend, booted: BootedGroup) -> bool {
     loader
         .view(booted)
         .is_ok_and(|view| view.settings == Settings::Intact && view.status(booted.group()) == BootStatus::Good)

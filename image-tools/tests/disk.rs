@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bascule_image::disk::{
-    BOOT_FILES, DiskError, DiskSpec, Ext4, FALLBACK_EPOCH, Loader, Sizes, SlotContent, create_disk,
+    DiskError, DiskSpec, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Sizes, SlotContent, create_disk,
 };
 
 const MIB: u64 = 1 << 20;
@@ -22,7 +22,7 @@ fn environment(line: &str) -> Vec<u8> {
 /// A small root tree with the loader's files.
 fn tree(dir: &Path) -> PathBuf {
     let tree = dir.join("tree");
-    let boot = tree.join(BOOT_FILES);
+    let boot = tree.join(LOADER_FILES);
     fs::create_dir_all(&boot).unwrap();
     fs::write(boot.join("modules"), "# comment\npart_gpt fat ext2\nnormal loadenv\n").unwrap();
     fs::write(boot.join("early.cfg"), "set prefix=($root)/bascule\nnormal $prefix/grub.cfg\n").unwrap();
@@ -38,7 +38,7 @@ fn spec(tree: &Path) -> DiskSpec {
     DiskSpec {
         root_a: SlotContent::Tree(tree.to_owned()),
         root_b: SlotContent::Empty,
-        boot_files: tree.join(BOOT_FILES),
+        boot_files: tree.join(LOADER_FILES),
         loader: Loader::Grub,
         grub_modules: None,
         sizes: Sizes { esp: 70 * MIB, slot: 16 * MIB, data: 16 * MIB },
@@ -97,7 +97,7 @@ fn the_loaders_environment_blocks_are_whole_and_in_one_piece() {
     cut_out(&disk, parts[0].offset, parts[0].size, &esp);
     let bytes = fs::read(&esp).unwrap();
     for name in ["grubenv", "fallback"] {
-        let block = fs::read(tree.join(BOOT_FILES).join(name)).unwrap();
+        let block = fs::read(tree.join(LOADER_FILES).join(name)).unwrap();
         let places = bytes.windows(1024).step_by(512).filter(|window| *window == block).count();
         assert_eq!(places, 1, "{name} is not in one piece");
     }
@@ -167,9 +167,9 @@ fn what_cannot_work_is_refused_with_its_reason() {
     fs::write(tree.join("large"), vec![7; 20 << 20]).unwrap();
     assert_eq!(create_disk(&spec(&tree), &disk).unwrap_err().code(), "disk.tool-failed");
     fs::remove_file(tree.join("large")).unwrap();
-    fs::write(tree.join(BOOT_FILES).join("grubenv"), "order=a b").unwrap();
+    fs::write(tree.join(LOADER_FILES).join("grubenv"), "order=a b").unwrap();
     assert_eq!(create_disk(&spec(&tree), &disk).unwrap_err().code(), "disk.boot-file");
-    fs::remove_file(tree.join(BOOT_FILES).join("grubenv")).unwrap();
+    fs::remove_file(tree.join(LOADER_FILES).join("grubenv")).unwrap();
     assert_eq!(create_disk(&spec(&tree), &disk).unwrap_err().code(), "disk.file");
     assert!(!disk.exists());
 }

@@ -70,7 +70,7 @@ pub fn finish(machine: &mut Machine) -> Result<()> {
     let root = "root=PARTUUID=$(blkid -s PARTUUID -o value /dev/disk/by-partlabel/root-$group)";
     let arguments = format!("{root} rootwait panic=-1 quiet console=ttyS0 bascule.group=$group");
     let create = format!(
-        "efibootmgr -q -$how -b BA5$group -d /dev/nvme0n1 -p 1 -L \"Bascule $group\" -l \"\\\\bascule\\\\linux-$group\" -u \"{arguments}\""
+        "efibootmgr -q -$how -b BA5$group -d /dev/nvme0n1 -p 1 -L \"Bascule $group\" -l \"\\\\bascule\\\\$group\\\\linux\" -u \"{arguments}\""
     );
     machine.start_kernel("root=/dev/nvme0n1p3 rootwait panic=-1 quiet console=ttyS0")?;
     machine.wait_ready(PATIENCE)?;

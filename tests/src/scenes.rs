@@ -4,6 +4,7 @@
 //! one device; the tests play each on a device of its own.
 
 mod agents;
+mod boot_files;
 mod delta;
 mod guest;
 mod hangs;

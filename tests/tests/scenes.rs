@@ -87,8 +87,16 @@ fn on(scene: &str, loader: Loader) -> Result<Stage> {
 #[test]
 fn on_systemd_boot_a_bad_system_is_given_up_and_a_good_one_committed() -> Result<()> {
     let mut stage = on("scene-systemd-boot", Loader::SystemdBoot)?;
+    stage.owner_changes_a_boot_file()?;
     stage.comes_back_from_a_system_that_does_not_boot()?;
-    stage.finishes_an_interrupted_install()
+    stage.boot_files_are_of_the_running_version()?;
+    stage.finishes_an_interrupted_install()?;
+    stage.boot_files_are_of_the_running_version()
+}
+
+#[test]
+fn on_systemd_boot_nothing_is_blessed_before_its_verdict() -> Result<()> {
+    on("scene-bless-boot", Loader::SystemdBoot)?.is_not_blessed_before_its_verdict()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Runs integrators' programs at named points, and the health checks.
+//! Runs integrators' programs at named points, and the health checks; brings boot files to their place.
 //!
 //! An integrator hangs programs into folders of the root file system: *hooks* at the points of one update
 //! ([`HookPoint`]), *health checks* that say whether the system does its work. Both run through the one child-process
@@ -13,8 +13,10 @@
 //! | [`hooks`] | the hook points, the context given to a hook, and the verdict of one point |
 //! | [`health`] | health checks: programs, systemd units, ports and probes, required or wanted |
 //! | [`soak`] | when to run the checks and when the verdict falls; pure |
+//! | [`boot_files`] | a group's boot files on the boot partition, for a loader that cannot read the slot |
 //! | [`error`] | what can go wrong, with stable codes |
 
+pub mod boot_files;
 pub mod error;
 pub mod health;
 pub mod hooks;
@@ -24,6 +26,7 @@ pub mod programs;
 pub mod runner;
 pub mod soak;
 
+pub use boot_files::{BootFileError, BootFileSet, KeepList, SetPlaces};
 pub use error::HooksError;
 pub use health::{CheckKind, CheckResult, HealthChecks, HealthSettings, Probe, ProbeCheck, Requirement};
 pub use hooks::{

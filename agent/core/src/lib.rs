@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`words`] | groups, booted and target group, digests, identifiers, versions |
 //! | [`boot`] | what a boot loader's settings say: [`BootStatus`], [`BootView`] |
+//! | [`boot_set`](mod@boot_set) | where a group's boot files are |
 //! | [`record`] | the durable record: [`State`], [`Deployment`], deny-list, history |
 //! | [`observed`] | the facts a decision is made of |
 //! | [`decide`](mod@decide) | the whole state machine, one pure function |
@@ -15,6 +16,7 @@
 //! | [`report`] | errors as people and fleets see them: code, phase, cause, hint |
 
 pub mod boot;
+pub mod boot_set;
 pub mod decide;
 pub mod observed;
 pub mod offer;

@@ -8,7 +8,7 @@ use bascule_agent::config::Config;
 use bascule_agent::device::DeviceError;
 use bascule_agent::engine::End;
 use bascule_agent::paths::Paths;
-use bascule_agent::{contained, daemon, logging, watchdogs};
+use bascule_agent::{boot_complete, contained, daemon, logging, watchdogs};
 use bascule_core::{ErrorReport, Phase};
 use clap::{Parser, Subcommand};
 
@@ -33,6 +33,8 @@ enum Command {
     RollbackHealth,
     /// Finishes a fallback of the boot loader (bascule-rollback-altboot.service)
     RollbackAltboot,
+    /// Waits until the booted group is committed (bascule-boot-complete.service)
+    BootComplete,
     /// Performs what is due, then exits: 0 at rest, 4 when a reboot is needed
     RunToRest {
         /// Install this bundle first: a path or URL
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         None | Some(Command::RollbackHealth | Command::Contained { .. }) => daemon::serve(&paths, config).map(Ok),
         Some(Command::RunToRest { install }) => daemon::run_to_rest(&paths, config, install.as_deref()),
+        Some(Command::BootComplete) => return ended(boot_complete::wait(&paths, &config)),
         Some(Command::RollbackAltboot) => return ended(watchdogs::rollback_altboot(&paths, &config)),
     };
     match outcome {

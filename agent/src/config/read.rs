@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bascule_core::Tries;
+use bascule_hooks::KeepList;
 
 use super::reader::{Reader, Section};
 use super::tree::{Files, Table};
@@ -17,7 +18,7 @@ use crate::paths::Paths;
 /// Every section with its keys; those of `slots` are roles.
 const SECTIONS: [(&str, &[&str]); 12] = [
     ("device", &["compatible"]),
-    ("boot", &["backend", "directory", "environment", "program", "tries"]),
+    ("boot", &["backend", "directory", "environment", "program", "keep_files", "tries"]),
     ("slots", &[]),
     ("state", &["directory"]),
     ("trust", &["root"]),
@@ -53,6 +54,7 @@ const SECTIONS: [(&str, &[&str]); 12] = [
 const ROLE_SHAPE: &str = "a role is lower-case letters, digits, `.`, `_` and `-`, at most 64";
 const UNIT_SHAPE: &str = "write whole unit names, such as \"nginx.service\"";
 const ADDRESS_SHAPE: &str = "write the address of a folder, such as \"https://host/bundles\"";
+const GLOB_SHAPE: &str = "write a name in the set or a glob, such as \"overlays/site-*.dtbo\"";
 const PORT_SHAPE: &str = "write host and port, such as \"127.0.0.1:8080\"";
 const NAME_SHAPE: &str = "write a name without spaces, at most 64 characters";
 
@@ -121,8 +123,13 @@ fn boot(reader: &mut Reader<'_>, section: &Section<'_>) -> BootConfig {
         directory: reader.path(section, "directory"),
         environment: reader.path(section, "environment").unwrap_or(Paths::BOOT_ENVIRONMENT.into()),
         program,
+        keep_files: reader.list(section, "keep_files", is_glob, GLOB_SHAPE).unwrap_or_default(),
         tries: tries.and_then(|n| Tries::new(u8::try_from(n).ok()?).ok()).unwrap_or(Tries::DEFAULT),
     }
+}
+
+fn is_glob(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with('/') && KeepList::new([text]).is_ok()
 }
 
 fn slots(reader: &mut Reader<'_>, section: &Section<'_>) -> BTreeMap<String, SlotPair> {

@@ -6,15 +6,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bascule_core::{Action, Blocker, BootView, Ending, ErrorReport, Phase, Request, State, Step};
+use bascule_hooks::boot_files::{Installed, check_mounted};
 use bascule_hooks::hooks::run_point_with_target;
-use bascule_hooks::{HookPoint, HookRun, HooksError, PointOutcome, run_point};
+use bascule_hooks::{
+    BootFileError, BootFileSet, HookPoint, HookRun, HooksError, KeepList, PointOutcome, SetPlaces, run_point,
+};
 
 use super::hooks::report;
 use super::{Engine, Next};
-use crate::boot_files::{BootFileError, check_mounted, install_kernel};
 use crate::conditions;
 use crate::config::LockPolicy;
 use crate::device::DeviceError;
+use crate::loaders::Sets;
 use crate::mounted::{MountedRoot, lacks_watchdog};
 use crate::prepare::{PrepareError, still_holds};
 use crate::shared::{Answer, Refused};
@@ -41,7 +44,7 @@ impl Engine {
             return Ok(next);
         }
         self.heartbeat.working();
-        if let Err(error) = self.install_kernel().and_then(|()| self.back_up()) {
+        if let Err(error) = self.install_boot_files().and_then(|()| self.back_up()) {
             return self.give_up(error);
         }
         self.record_durably(&Step::Activating(baseline))?;
@@ -163,20 +166,40 @@ impl Engine {
         }
     }
 
-    /// A loader that cannot read the slot gets the prepared kernel where it looks for it.
-    fn install_kernel(&self) -> Result<(), ErrorReport> {
-        let target = self.device.booted().target();
-        let file = self.device.loader.kernel_file(target);
-        let Some(file) = file.map_err(|error| DeviceError::Boot(error).report(Phase::Activate))? else {
+    /// A loader that cannot read the slot gets the prepared group's boot files where it looks for them.
+    fn install_boot_files(&self) -> Result<(), ErrorReport> {
+        let sets = self.device.loader.sets(self.device.booted().target());
+        let Some(sets) = sets.map_err(|error| DeviceError::Boot(error).report(Phase::Activate))? else {
             return Ok(());
         };
-        let mounted = self.mount_target().ok_or_else(|| BootFileError::Mount {
-            reason: "no file system that this system knows is in the slot".into(),
-        });
-        check_mounted(self.device.paths.root(), &file)
-            .and(mounted)
-            .and_then(|mounted| install_kernel(mounted.path(), &file))
-            .map_err(|error| ErrorReport::new(error.code(), Phase::Activate, &error, error.hint(), error.disposition()))
+        let installed = self.install_set(&sets)?;
+        tracing::info!(
+            files = installed.files,
+            written = installed.written,
+            bytes = installed.bytes,
+            folder = %sets.prepared.display(),
+            "the boot files of the prepared group are in their place"
+        );
+        Ok(())
+    }
+
+    fn install_set(&self, sets: &Sets) -> Result<Installed, ErrorReport> {
+        let told = |error: BootFileError| {
+            ErrorReport::new(error.code(), Phase::Activate, &error, error.hint(), error.disposition())
+        };
+        check_mounted(self.device.paths.root(), &sets.partition).map_err(told)?;
+        let mounted = self.mount_target().ok_or_else(|| {
+            told(BootFileError::Mount { reason: "no file system that this system knows is in the slot".into() })
+        })?;
+        // Its globs were read when the configuration was.
+        let keep = KeepList::new(self.device.config.boot.keep_files.iter().map(String::as_str)).unwrap_or_default();
+        let places = SetPlaces { root: mounted.path(), running: &sets.running, target: &sets.prepared };
+        let set = BootFileSet::collect(places, &keep).map_err(told)?;
+        let lacking = sets.lacking(&set).map_err(|error| DeviceError::Boot(error).report(Phase::Activate))?;
+        match lacking {
+            Some(name) => Err(told(BootFileError::Missing { name })),
+            None => set.install().map_err(told),
+        }
     }
 
     /// A new system that nobody would take back is not started.

@@ -34,8 +34,8 @@
 //! What the loader does that no name can change: a trial whose count cannot be saved starts uncounted; when nothing else
 //! is listed, an exhausted entry starts; an entry whose kernel does not load leads to a restart (newer versions, counted
 //! entries) or back to the firmware, not to the next entry; and the EFI variables `LoaderEntryOneShot` and
-//! `LoaderEntryDefault` come before `loader.conf` (never use `bootctl set-default`). systemd-bless-boot.service must be
-//! masked: it would commit before the health checks have.
+//! `LoaderEntryDefault` come before `loader.conf` (never use `bootctl set-default`). systemd-bless-boot.service would commit
+//! before the health checks have: it waits for boot-complete.target, and that for the agent's verdict.
 //!
 //! What the loader tells the booted system: the EFI variable `LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f`
 //! exists exactly where this start was counted, and holds the entry's path with the name after the rename. Entries cannot

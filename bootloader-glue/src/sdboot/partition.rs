@@ -3,7 +3,7 @@
 //! ```text
 //! title Bascule 1.4.0 (a)
 //! sort-key bascule
-//! linux /bascule/linux-a
+//! linux /bascule/a/linux
 //! options root=PARTUUID=… rootwait panic=-1 quiet bascule.group=a
 //! ```
 //! | key | why it is there |

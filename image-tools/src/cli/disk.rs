@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bascule_image::disk::{BOOT_FILES, DiskSpec, Ext4, FALLBACK_EPOCH, Loader, Part, Sizes, SlotContent, create_disk};
+use bascule_image::disk::{
+    DiskSpec, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Part, Sizes, SlotContent, create_disk,
+};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
@@ -141,7 +143,7 @@ impl Create {
             (None, Some(tree)) => SlotContent::Tree(tree),
             (None, None) => SlotContent::Empty,
         };
-        let boot_files = self.boot_files.or_else(|| self.tree.as_ref().map(|tree| tree.join(BOOT_FILES)));
+        let boot_files = self.boot_files.or_else(|| self.tree.as_ref().map(|tree| tree.join(LOADER_FILES)));
         let spec = DiskSpec {
             root_a: slot(self.root_image, self.tree),
             root_b: slot(self.root_image_b, self.tree_b),

@@ -9,7 +9,7 @@ use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::error::DiskError;
 use super::layout::{Part, identifier};
-use super::{DiskSpec, Loader, dots, sdboot, tool, uboot};
+use super::{DiskSpec, Loader, boot_sets, dots, sdboot, tool, uboot};
 
 /// A cluster holds a whole environment block, which is therefore never in two pieces: GRUB and the agent write it in place.
 const CLUSTER_BYTES: u32 = 1024;
@@ -29,7 +29,7 @@ pub(super) fn create(
         Loader::Grub | Loader::GrubBios => grub_files(spec, scratch)?,
         Loader::SystemdBoot => sdboot::files(spec, parts, scratch)?,
         Loader::Uboot => uboot::files(spec, scratch)?,
-        Loader::Efi => sdboot::kernels(spec, scratch)?,
+        Loader::Efi => boot_sets::files(spec, scratch)?,
     };
     write_fat(part, &files, place, volume_id(&spec.seed)).map_err(DiskError::at("writing", place))
 }

@@ -9,6 +9,7 @@
 //! ```
 
 mod bios;
+mod boot_sets;
 mod dots;
 mod error;
 mod esp;
@@ -27,7 +28,7 @@ pub use ext4::{Ext4, FALLBACK_EPOCH};
 pub use layout::{Part, Sizes};
 
 /// Where a root keeps the loader's files, below its tree.
-pub const BOOT_FILES: &str = "usr/lib/bascule/boot/grub";
+pub const LOADER_FILES: &str = "usr/lib/bascule/boot/grub";
 
 /// Which boot loader the disk starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

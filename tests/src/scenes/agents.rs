@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::Stage;
 use super::guest::{PATIENCE, text_at};
@@ -137,5 +137,29 @@ impl Stage {
             ensure!(begun.elapsed() < PATIENCE, "the daemon was not restarted: its watchdog should have bitten");
             std::thread::sleep(Duration::from_secs(2));
         }
+    }
+
+    /// systemd's own unit that takes the counter from a boot entry is started in a system that is not healthy: it waits for the
+    /// verdict, which is no commit.
+    ///
+    /// # Errors
+    /// When the target is reached before the verdict, or the device does not go back.
+    pub fn is_not_blessed_before_its_verdict(&mut self) -> Result<()> {
+        let bad = self.images.system("v3")?.clone();
+        self.timeline.heading(&format!("systemd would bless a system that is not healthy: {}", bad.version));
+        self.machine.succeed("systemctl start boot-complete.target").context("a committed system is not complete")?;
+        let before = self.status()?;
+        self.install("v3")?;
+        self.wait_for_state(&["activated"])?;
+        self.follow_into_target(&before)?;
+        self.machine.succeed("systemctl start --no-block systemd-bless-boot.service")?;
+        self.machine.succeed("sleep 3; ! systemctl is-active boot-complete.target")?;
+        self.say(
+            "systemd",
+            "waits with systemd-bless-boot.service".into(),
+            "boot-complete.target waits for the verdict",
+        );
+        self.machine.follow_resets_until_ready(1, PATIENCE).context("it did not go back by itself")?;
+        self.is_back(&before, &bad.version, "unhealthy")
     }
 }

@@ -9,9 +9,9 @@ use super::archive::{self, SUITE};
 use super::cache::{self, Key};
 use super::shell;
 
-/// What the systems need beside Debian's essential packages.
-const PACKAGES: [&str; 8] =
-    ["systemd-sysv", "udev", "dbus", "iproute2", "e2fsprogs", "kmod", "busybox-static", "efibootmgr"];
+/// What the systems need beside Debian's essential packages. With systemd-boot comes a unit that commits by itself if it is let.
+const PACKAGES: [&str; 9] =
+    ["systemd-sysv", "udev", "dbus", "iproute2", "e2fsprogs", "kmod", "busybox-static", "efibootmgr", "systemd-boot"];
 
 /// Kernel modules of the guests; disk, ext4 and serial console are built into the cloud kernel.
 const MODULES: &str =

@@ -52,7 +52,7 @@ pub(super) const PLAIN: u32 = 0o644;
 pub(super) const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
-const FILES: [(&str, u32, &str); 25] = [
+const FILES: [(&str, u32, &str); 26] = [
     ("etc/fstab", PLAIN, include_str!("files/fstab")),
     // Where U-Boot has its environment, on the devices that start through it.
     ("etc/fw_env.config", PLAIN, "/boot/efi/uboot.env 0 0x4000\n/boot/efi/uboot-redund.env 0 0x4000\n"),
@@ -75,6 +75,7 @@ const FILES: [(&str, u32, &str); 25] = [
     ("etc/systemd/system/shell-ttyS1.service", PLAIN, include_str!("files/shell-ttyS1.service")),
     ("etc/systemd/system/bascule-deadman.timer.d/demo.conf", PLAIN, "[Timer]\nOnBootSec=\nOnBootSec=40s\n"),
     ("etc/bascule/config.toml", PLAIN, include_str!("files/config.toml")),
+    ("usr/lib/bascule/boot/files/demo/site.txt", PLAIN, "the image's\n"),
     ("usr/lib/demo/ping", PROGRAM, include_str!("files/ping")),
     ("usr/lib/demo/pong", PROGRAM, include_str!("files/pong")),
     ("usr/lib/demo/command-server", PROGRAM, include_str!("files/command-server")),
@@ -113,6 +114,7 @@ pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path
         std::fs::create_dir_all(overlay.join(mount_point))?;
     }
     write(overlay, "usr/lib/bascule/release.toml", PLAIN, &release(version, "qemu-x86_64"))?;
+    write(overlay, "usr/lib/bascule/boot/files/demo/version.txt", PLAIN, &format!("{}\n", version.version))?;
     let check = match version.behaviour {
         Behaviour::Unhealthy => include_str!("files/50-app-unhealthy"),
         Behaviour::Good | Behaviour::NoInit | Behaviour::NoAgent => include_str!("files/50-app"),

@@ -140,7 +140,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Does what `systemctl enable` would do with the units' `WantedBy=` lines.
+/// Does what `systemctl enable` would do with the units' `WantedBy=` and `RequiredBy=` lines.
 fn enable_units(units: &Path) -> Result<()> {
     for entry in std::fs::read_dir(units)? {
         let entry = entry?;
@@ -148,10 +148,12 @@ fn enable_units(units: &Path) -> Result<()> {
             continue;
         }
         let text = std::fs::read_to_string(entry.path())?;
-        for target in text.lines().filter_map(|line| line.strip_prefix("WantedBy=")) {
-            let wants = units.join(format!("{target}.wants"));
-            std::fs::create_dir_all(&wants)?;
-            symlink(Path::new("..").join(entry.file_name()), wants.join(entry.file_name()))?;
+        for (key, folder) in [("WantedBy=", "wants"), ("RequiredBy=", "requires")] {
+            for target in text.lines().filter_map(|line| line.strip_prefix(key)) {
+                let links = units.join(format!("{target}.{folder}"));
+                std::fs::create_dir_all(&links)?;
+                symlink(Path::new("..").join(entry.file_name()), links.join(entry.file_name()))?;
+            }
         }
     }
     Ok(())
