@@ -132,6 +132,12 @@ impl Loader {
         self.found().is_ok_and(|(backend, _)| *backend == Backend::Efi)
     }
 
+    /// Whether systemd itself knows how to commit under this loader, with `systemd-bless-boot.service`.
+    #[must_use]
+    pub fn may_be_blessed(&self) -> bool {
+        self.found().is_ok_and(|(backend, _)| *backend == Backend::SystemdBoot)
+    }
+
     fn found(&self) -> Result<&(Backend, Box<dyn BootBackend>), BootError> {
         if let Some(found) = self.found.get() {
             return Ok(found);

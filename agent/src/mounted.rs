@@ -71,26 +71,35 @@ impl Drop for MountedRoot {
     }
 }
 
+/// Where a root has units, and the links that enable them.
+const UNIT_FOLDERS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+
 /// What a prepared root lacks to be taken back when it is bad, where the device runs systemd: after the switch nobody
-/// else could.
+/// else could. `may_be_blessed`: systemd knows how to commit under this device's loader.
 #[must_use]
-pub fn lacks_watchdog(root: &Path) -> Option<String> {
+pub fn lacks_watchdog(root: &Path, may_be_blessed: bool) -> Option<String> {
     const UNIT: &str = "bascule-rollback-health.service";
+    const GATE: &str = "bascule-boot-complete.service";
+    const BLESSING: &str = "systemd-bless-boot.service";
     // A system whose programs lie in another slot cannot be judged from here.
     if !root.join("usr/lib/systemd").exists() {
         return None;
     }
     // A link in the other system leads nowhere here: that it is there says enough.
     let is_there = |path: &str| root.join(path).symlink_metadata().is_ok();
-    let folders = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
-    let masked =
-        fs::read_link(root.join("etc/systemd/system").join(UNIT)).is_ok_and(|to| to == Path::new(Paths::NOWHERE));
-    let enabled = folders.iter().any(|folder| is_there(&format!("{folder}/sysinit.target.wants/{UNIT}")));
-    if masked {
+    let in_folders = |name: String| UNIT_FOLDERS.iter().any(|folder| is_there(&format!("{folder}/{name}")));
+    let is_masked = |unit: &str| {
+        fs::read_link(root.join(UNIT_FOLDERS[0]).join(unit)).is_ok_and(|to| to == Path::new(Paths::NOWHERE))
+    };
+    if is_masked(UNIT) {
         return Some(format!("{UNIT} is masked in it"));
     }
-    if !enabled {
+    if !in_folders(format!("sysinit.target.wants/{UNIT}")) {
         return Some(format!("{UNIT} is not enabled in it"));
+    }
+    let is_blessed = may_be_blessed && in_folders(BLESSING.to_owned()) && !is_masked(BLESSING);
+    if is_blessed && (is_masked(GATE) || !in_folders(format!("boot-complete.target.requires/{GATE}"))) {
+        return Some(format!("its {BLESSING} would commit without a health check, and {GATE} is not enabled in it"));
     }
     (!is_there("usr/sbin/basculed")).then(|| "it has no usr/sbin/basculed".to_owned())
 }
@@ -111,8 +120,8 @@ mod tests {
     fn a_system_without_its_watchdog_is_known_before_it_is_started() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
-        let lacks = || lacks_watchdog(root).unwrap_or_default();
-        assert_eq!(lacks_watchdog(root), None, "its programs are elsewhere");
+        let lacks = || lacks_watchdog(root, false).unwrap_or_default();
+        assert_eq!(lacks_watchdog(root, false), None, "its programs are elsewhere");
         fs::create_dir_all(root.join("usr/lib/systemd")).unwrap();
         assert!(lacks().contains("not enabled"));
         let wants = root.join("usr/lib/systemd/system/sysinit.target.wants");
@@ -121,9 +130,28 @@ mod tests {
         assert!(lacks().contains("no usr/sbin/basculed"));
         fs::create_dir_all(root.join("usr/sbin")).unwrap();
         fs::write(root.join("usr/sbin/basculed"), "").unwrap();
-        assert_eq!(lacks_watchdog(root), None);
+        assert_eq!(lacks_watchdog(root, false), None);
         fs::create_dir_all(root.join("etc/systemd/system")).unwrap();
         symlink(Paths::NOWHERE, root.join("etc/systemd/system/bascule-rollback-health.service")).unwrap();
         assert!(lacks().contains("masked"));
+    }
+
+    #[test]
+    fn a_system_that_systemd_would_commit_is_known_before_it_is_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let units = root.join("usr/lib/systemd/system");
+        for folder in ["sysinit.target.wants", "boot-complete.target.requires"] {
+            fs::create_dir_all(units.join(folder)).unwrap();
+        }
+        symlink("../x", units.join("sysinit.target.wants/bascule-rollback-health.service")).unwrap();
+        fs::create_dir_all(root.join("usr/sbin")).unwrap();
+        fs::write(root.join("usr/sbin/basculed"), "").unwrap();
+        assert_eq!(lacks_watchdog(root, true), None);
+        fs::write(units.join("systemd-bless-boot.service"), "").unwrap();
+        assert!(lacks_watchdog(root, true).is_some_and(|lack| lack.contains("bless")));
+        assert_eq!(lacks_watchdog(root, false), None, "the loader is another one");
+        symlink("../x", units.join("boot-complete.target.requires/bascule-boot-complete.service")).unwrap();
+        assert_eq!(lacks_watchdog(root, true), None);
     }
 }

@@ -207,8 +207,8 @@ impl Engine {
         if !self.device.paths.systemd().exists() {
             return None;
         }
-        let what = lacks_watchdog(target.path())?;
-        let hint = "put the agent with its three units into the image: docs/integrators.md".into();
+        let what = lacks_watchdog(target.path(), self.device.loader.may_be_blessed())?;
+        let hint = "put the agent with its units into the image: docs/integrators.md".into();
         Some(error("bundle.no-watchdog", format!("the prepared system could not be taken back: {what}"), hint))
     }
 
