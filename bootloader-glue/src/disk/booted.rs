@@ -1,12 +1,10 @@
 //! Opening the slots of the booted group: to read, never to write.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use bascule_core::BootedGroup;
-use nix::sys::stat::{major, minor};
 
-use super::{DiskError, Slot, Sysfs};
+use super::{DiskError, Slot, Sysfs, is_located};
 
 /// Opens a slot of the booted group for reading. It may be mounted; what is read is what the device holds now.
 ///
@@ -19,13 +17,8 @@ pub fn open_booted(slot: &Slot, booted: BootedGroup, sysfs: &Sysfs) -> Result<Fi
     }
     let failed = |source| DiskError::Open { device: slot.device.clone(), source };
     let file = OpenOptions::new().read(true).open(&slot.device).map_err(failed)?;
-    if sysfs.is_system() {
-        let opened = file.metadata().map_err(failed)?;
-        let number = opened.rdev();
-        let same = (major(number), minor(number)) == (u64::from(slot.dev.0), u64::from(slot.dev.1));
-        if !opened.file_type().is_block_device() || !same {
-            return Err(refuse("its device node is not the partition that was located"));
-        }
+    if !is_located(&file.metadata().map_err(failed)?, slot, sysfs) {
+        return Err(refuse("its device node is not the partition that was located"));
     }
     Ok(file)
 }

@@ -37,6 +37,16 @@ pub enum DiskError {
         /// The kernel's name of the partition.
         partition: String,
     },
+    /// The loader says that it started another group than the one whose root slot is mounted.
+    #[error("the boot loader started group {told}, but the mounted root {partition} is the root slot of group {group}")]
+    OtherGroup {
+        /// The group on the kernel's command line.
+        told: Group,
+        /// The kernel's name of the mounted partition.
+        partition: String,
+        /// The group whose root slot that is by the configuration.
+        group: Group,
+    },
     /// The configuration names no slots of the role `root`.
     #[error("the configuration names no slots of the role root")]
     NoRootRole,
@@ -114,7 +124,7 @@ pub enum DiskError {
         /// The partition's number.
         partition: u32,
     },
-    /// Another disk is a clone of this one.
+    /// Another disk is a clone of this one, or passes for it by the labels that the slots are selected by.
     #[error("the disks {disk} and {clone} have the same {what}")]
     Cloned {
         /// The root's disk.
@@ -172,6 +182,7 @@ impl DiskError {
             DiskError::Form { .. } => "disk.form",
             DiskError::RootNotAPartition { .. } => "disk.root-not-a-partition",
             DiskError::RootIsNoSlot { .. } => "disk.root-is-no-slot",
+            DiskError::OtherGroup { .. } => "disk.other-group",
             DiskError::NoRootRole => "disk.no-root-role",
             DiskError::RoleTwice { .. } => "disk.role-twice",
             DiskError::Selector { .. } => "disk.selector",
@@ -203,6 +214,10 @@ impl DiskError {
             DiskError::RootIsNoSlot { .. } | DiskError::NoSuchPartition { .. } => {
                 "compare the slots of the configuration with `lsblk -o NAME,PARTLABEL,PARTUUID`"
             }
+            DiskError::OtherGroup { .. } => {
+                "labels, GUIDs or the slots of the configuration were swapped: compare them with the partitions that the loader \
+                 starts the groups from"
+            }
             DiskError::NoRootRole => "name both root slots in the configuration",
             DiskError::RoleTwice { .. } => "name each role once, with a selector for each group",
             DiskError::Selector { .. } => "write partlabel:NAME, partuuid:UUID or partnum:NUMBER",
@@ -214,7 +229,10 @@ impl DiskError {
             DiskError::TableCopiesDiffer { .. } => "decide which copy is right and repair the other one with `sgdisk`",
             DiskError::Overlap { .. } => "repair the partition table: one of the entries is wrong",
             DiskError::TableChanged { .. } => "restart the device, so that the kernel reads the partition table again",
-            DiskError::Cloned { .. } => "remove one of the disks, or give it new GUIDs with `sgdisk --randomize-guids`",
+            DiskError::Cloned { .. } => {
+                "remove one of the disks, or give it new GUIDs with `sgdisk --randomize-guids`, and other labels where the slots \
+                 are selected by partlabel:"
+            }
             DiskError::NotATarget { .. } | DiskError::NotBooted { .. } => {
                 "this is a fault of the program; please report it"
             }

@@ -2,7 +2,7 @@
 //!
 //! Nothing is searched by label over all disks: the way goes from the mounted root through the kernel's own numbers to
 //! one disk, and only that disk's partition table is asked. Labels, UUIDs and file system names may exist twice; the
-//! device number of `/` does not.
+//! device number of `/` does not. docs/integrators.md says which disk is written, and which test proves it.
 //!
 //! ```text
 //! /proc/self/mountinfo "/" -> 259:3 -> /sys/dev/block/259:3 -> partition 3 of nvme0n1 -> /dev/nvme0n1's table
@@ -16,11 +16,14 @@ mod sysfs;
 mod table;
 mod target;
 
-use std::path::PathBuf;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use bascule_core::{BootedGroup, Group};
 pub use booted::open_booted;
 pub use error::DiskError;
+use nix::sys::stat::{major, minor};
 pub use slots::{Selector, SlotRole, SlotTable};
 pub use sysfs::Sysfs;
 pub use table::TableCopies;
@@ -91,6 +94,9 @@ pub struct Slot {
 /// The partition table must agree with what the kernel uses; it is only read, never written. When its two copies are
 /// both valid and differ, or other entries overlap ours, nothing is guessed. See [`TableCopies`] for a damaged copy.
 ///
+/// A loader that puts `bascule.group=` on the kernel's command line must mean the group that was found: otherwise what
+/// it calls `a` is what the configuration calls `b`, and a target would be written that it takes for the booted one.
+///
 /// # Errors
 /// [`DiskError`]: the root is not a plain partition, is no slot of the table, or something on this device is ambiguous.
 pub fn locate(sysfs: &Sysfs, slots: &SlotTable) -> Result<Layout, DiskError> {
@@ -104,11 +110,15 @@ pub fn locate(sysfs: &Sysfs, slots: &SlotTable) -> Result<Layout, DiskError> {
         return Err(DiskError::RootIsNoSlot { partition: root.name });
     };
     let booted = BootedGroup::proven(booted.1);
+    if let Some(told) = sysfs.started_groups()?.into_iter().find(|told| *told != booted.group()) {
+        return Err(DiskError::OtherGroup { told, partition: root.name, group: booted.group() });
+    }
+    let labels = slots.labels();
     let slots: Vec<Slot> = chosen
         .into_iter()
         .map(|(role, group, number)| slot(role, group, number, &table, &partitions, &disk.name))
         .collect::<Result<_, _>>()?;
-    refuse_clones(sysfs, &disk.name, &table)?;
+    refuse_clones(sysfs, &disk.name, &table, &labels)?;
     let disk = Disk {
         name: disk.name,
         device: disk.device,
@@ -143,20 +153,39 @@ fn slot(
     })
 }
 
+/// The GUID of the partition whose file system holds this path of the machine, lower case; `None` where that is no plain
+/// partition of a disk with a GUID partition table.
+///
+/// # Errors
+/// [`DiskError::Read`] and [`DiskError::Form`] when the mounts cannot be read.
+pub fn partition_guid(sysfs: &Sysfs, path: &Path) -> Result<Option<String>, DiskError> {
+    let Some(partition) = sysfs.partition_of(path)? else { return Ok(None) };
+    let disk = sysfs.disk_of(&partition)?;
+    let table = match Table::read(&disk.device, disk.sector_size) {
+        Err(DiskError::NoTable { .. }) => return Ok(None),
+        read => read?,
+    };
+    Ok(table.entry(partition.number).map(|entry| entry.guid.clone()))
+}
+
 /// Refuses a second disk with the same disk GUID or one of the same partition GUIDs: a clone of ours, and the kernel
-/// may have taken its root from either.
-fn refuse_clones(sysfs: &Sysfs, disk: &str, ours: &Table) -> Result<(), DiskError> {
+/// may have taken its root from either. And one with a label that our slots are selected by: what is mounted by label
+/// beside the root, such as the boot partition, may then be that disk's.
+fn refuse_clones(sysfs: &Sysfs, disk: &str, ours: &Table, labels: &[&str]) -> Result<(), DiskError> {
     for (name, device, sector_size) in sysfs.other_disks(disk)? {
-        // A disk that cannot be read, or has no partition table, is no clone of ours.
-        let Ok(theirs) = Table::read(&device, sector_size) else { continue };
-        let same_partition = |entry: &&table::Entry| ours.entries.iter().any(|our| our.guid == entry.guid);
-        let clone = |what: String| DiskError::Cloned { disk: disk.to_owned(), clone: name.clone(), what };
-        if theirs.guid == ours.guid {
-            return Err(clone(format!("disk GUID {}", ours.guid)));
-        }
-        if let Some(entry) = theirs.entries.iter().find(same_partition) {
-            return Err(clone(format!("partition GUID {}", entry.guid)));
+        // A disk that cannot be read, or has no partition table, is no clone of ours. Either copy of its table may be.
+        let theirs = Table::copies(&device, sector_size).into_iter().flatten().filter_map(Result::ok);
+        if let Some(what) = theirs.filter_map(|theirs| ours.shared_with(&theirs, labels)).next() {
+            return Err(DiskError::Cloned { disk: disk.to_owned(), clone: name, what });
         }
     }
     Ok(())
+}
+
+/// Whether an open node is the partition that was located: a block device with its number. A rehearsal's nodes are
+/// regular files, which have none.
+fn is_located(node: &Metadata, slot: &Slot, sysfs: &Sysfs) -> bool {
+    let number = (major(node.rdev()), minor(node.rdev()));
+    let same = number == (u64::from(slot.dev.0), u64::from(slot.dev.1));
+    (node.file_type().is_block_device() && same) || (!sysfs.is_system() && node.is_file())
 }

@@ -47,6 +47,16 @@ impl SlotTable {
         SlotTable { roles: vec![SlotRole { role: Self::ROOT.to_owned(), a, b }] }
     }
 
+    /// The labels that slots are selected by.
+    pub(super) fn labels(&self) -> Vec<&str> {
+        let selectors = self.roles.iter().flat_map(|role| [&role.a, &role.b]);
+        let labels = selectors.filter_map(|selector| match selector {
+            Selector::PartLabel(label) => Some(label.as_str()),
+            Selector::PartUuid(_) | Selector::PartNumber(_) => None,
+        });
+        labels.collect()
+    }
+
     /// Finds each slot's partition in a table: role, group and number.
     pub(super) fn choose(&self, table: &Table) -> Result<Vec<(String, Group, u32)>, DiskError> {
         if !self.roles.iter().any(|role| role.role == Self::ROOT) {

@@ -1,7 +1,11 @@
 //! What the kernel says about mounts, disks and partitions.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use bascule_core::Group;
 
 use super::DiskError;
 use super::table::sysfs_bytes;
@@ -56,6 +60,8 @@ pub(super) struct Mount {
     pub(super) point: String,
     /// The file system's type.
     pub(super) kind: String,
+    /// What it was mounted from: a name, which proves nothing.
+    pub(super) source: String,
 }
 
 impl Sysfs {
@@ -128,11 +134,11 @@ impl Sysfs {
             if name == disk || drive {
                 continue;
             }
-            let folder = self.resolve(&format!("sys/block/{name}"))?;
+            // A disk that is being removed at this moment has no complete entry any more.
+            let Ok(folder) = self.resolve(&format!("sys/block/{name}")) else { continue };
             if number(&folder.join("size")).unwrap_or(0) == 0 {
                 continue;
             }
-            // A disk that is being removed at this moment has no complete entry any more.
             if let Ok(whole) = self.whole_disk(&folder) {
                 others.push((whole.name, whole.device, whole.sector_size));
             }
@@ -140,7 +146,6 @@ impl Sysfs {
         Ok(others)
     }
 
-    /// Every mount of this process.
     /// The mounts of one kind of file system: the folder of it that is mounted, and where.
     ///
     /// # Errors
@@ -150,6 +155,7 @@ impl Sysfs {
         Ok(of_kind.map(|mount| (mount.inner.into(), mount.point.into())).collect())
     }
 
+    /// Every mount of this process.
     pub(super) fn mounts(&self) -> Result<Vec<Mount>, DiskError> {
         let path = self.path("proc/self/mountinfo");
         let text = read(&path)?;
@@ -157,19 +163,71 @@ impl Sysfs {
         text.lines().map(|line| mount(line).ok_or_else(|| wrong(line))).collect()
     }
 
-    /// Start and size in bytes, as sysfs has them now.
-    pub(super) fn extent(&self, dev: (u32, u32)) -> Result<(u64, u64), DiskError> {
-        let folder = self.resolve(&format!("sys/dev/block/{}:{}", dev.0, dev.1))?;
-        let partition = self.partition(folder)?;
-        Ok((partition.start, partition.size))
+    /// The partition that holds the files at a path of the machine, such as `/boot/efi`; `None` where no partition does.
+    pub(super) fn partition_of(&self, path: &Path) -> Result<Option<Partition>, DiskError> {
+        let depth = |mount: &Mount| Path::new(&mount.point).components().count();
+        // Of two mounts on one point the last one is on top: `max_by_key` takes the last of equals.
+        let mounts = self.mounts()?;
+        let over = mounts.iter().filter(|mount| path.starts_with(&mount.point)).max_by_key(|mount| depth(mount));
+        let folder = over.and_then(|mount| self.resolve(&format!("sys/dev/block/{}", numbers(mount.dev))).ok());
+        folder.filter(|folder| folder.join("partition").exists()).map(|folder| self.partition(folder)).transpose()
     }
 
-    /// Names of what is stacked on a device: device mapper volumes, RAIDs, loop devices.
-    pub(super) fn holders(&self, dev: (u32, u32)) -> Vec<String> {
-        let holders = self.path(&format!("sys/dev/block/{}:{}/holders", dev.0, dev.1));
-        let mut names: Vec<String> = list(&holders).unwrap_or_default().iter().map(|holder| name_of(holder)).collect();
+    /// The partition with this device number, as sysfs has it now.
+    pub(super) fn partition_numbered(&self, dev: (u32, u32)) -> Result<Partition, DiskError> {
+        self.partition(self.resolve(&format!("sys/dev/block/{}", numbers(dev)))?)
+    }
+
+    /// The groups that the loader says it started: `bascule.group=` on the kernel's command line. Most loaders say one;
+    /// a machine that has no such file has not been told anything.
+    pub(super) fn started_groups(&self) -> Result<Vec<Group>, DiskError> {
+        let path = self.path("proc/cmdline");
+        let line = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            read => read.map_err(|source| DiskError::Read { path, source })?,
+        };
+        let words = line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("bascule.group="));
+        Ok(words.filter_map(|letter| letter.parse().ok()).collect())
+    }
+
+    /// Whether a mounted file system lies on this device, or on something that is stacked on it.
+    pub(super) fn is_made_of(&self, mount: &Mount, dev: (u32, u32), node: &Path) -> bool {
+        // File systems that span devices, such as btrfs, have numbers of their own: only the name tells.
+        if mount.dev.0 == 0 { self.is_same(&mount.source, node) } else { self.below(mount.dev).contains(&dev) }
+    }
+
+    /// Names of what is stacked on a device: device mapper volumes and RAIDs, and loop devices, which are no holders.
+    pub(super) fn holders(&self, dev: (u32, u32), node: &Path) -> Vec<String> {
+        let mut holders = list(&self.path(&format!("sys/dev/block/{}/holders", numbers(dev)))).unwrap_or_default();
+        holders.extend(list(&self.path("sys/block")).unwrap_or_default().into_iter().filter(|disk| {
+            let backing = fs::read_to_string(disk.join("loop/backing_file")).unwrap_or_default();
+            self.is_same(backing.trim_end_matches('\n'), node)
+        }));
+        let mut names: Vec<String> = holders.iter().map(|holder| name_of(holder)).collect();
         names.sort();
+        names.dedup();
         names
+    }
+
+    /// A device and all that it is stacked on. What is stacked on a disk counts for its partitions as well.
+    fn below(&self, dev: (u32, u32)) -> BTreeSet<(u32, u32)> {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![dev]);
+        while let Some(dev) = next.pop() {
+            if !seen.insert(dev) {
+                continue;
+            }
+            let Ok(folder) = self.resolve(&format!("sys/dev/block/{}", numbers(dev))) else { continue };
+            let slaves = [Some(folder.as_path()), folder.parent()].into_iter().flatten().map(|at| at.join("slaves"));
+            let slaves = slaves.flat_map(|slaves| list(&slaves).unwrap_or_default());
+            next.extend(slaves.filter_map(|slave| self::dev(&slave).ok()));
+        }
+        seen
+    }
+
+    /// Whether a name that the kernel tells is this node.
+    fn is_same(&self, name: &str, node: &Path) -> bool {
+        let named = name.strip_prefix('/').map(|name| fs::canonicalize(self.path(name)));
+        named.and_then(Result::ok).is_some_and(|named| fs::canonicalize(node).is_ok_and(|node| node == named))
     }
 
     /// A path of the machine, below our root folder.
@@ -219,20 +277,25 @@ impl Sysfs {
     }
 }
 
-/// Reads `36 35 98:0 /inner /point rw,noatime master:1 - ext4 /dev/root rw`. The source field is not used: it is a name.
+/// Reads `36 35 98:0 /inner /point rw,noatime master:1 - ext4 /dev/root rw`.
 fn mount(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
     let mut fields = before.split(' ').skip(2);
     let dev = fields.next().and_then(pair)?;
     let (inner, point) = (fields.next().map(unescape)?, fields.next().map(unescape)?);
-    let kind = after.split(' ').next()?.to_owned();
-    Some(Mount { dev, inner, point, kind })
+    let mut after = after.split(' ');
+    let (kind, source) = (after.next()?.to_owned(), after.next().map(unescape).unwrap_or_default());
+    Some(Mount { dev, inner, point, kind, source })
 }
 
 /// Blank, tab, line end and backslash stand as `\` and three octal digits.
 fn unescape(field: &str) -> String {
     let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     escapes.iter().fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+}
+
+fn numbers((major, minor): (u32, u32)) -> String {
+    format!("{major}:{minor}")
 }
 
 fn pair(text: &str) -> Option<(u32, u32)> {

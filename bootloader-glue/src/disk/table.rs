@@ -67,6 +67,19 @@ pub(super) struct Entry {
 impl Table {
     /// Reads the table of a disk or a disk image.
     pub(super) fn read(device: &Path, sector_size: u64) -> Result<Table, DiskError> {
+        match Table::copies(device, sector_size)? {
+            [Ok(primary), Ok(backup)] if primary.guid != backup.guid || primary.entries != backup.entries => {
+                Err(DiskError::TableCopiesDiffer { device: device.to_owned() })
+            }
+            [Ok(primary), Ok(_)] => Ok(Table { copies: TableCopies::Both, ..primary }),
+            [Ok(primary), Err(_)] => Ok(Table { copies: TableCopies::PrimaryOnly, ..primary }),
+            [Err(_), Ok(backup)] => Ok(Table { copies: TableCopies::BackupOnly, ..backup }),
+            [Err(error), Err(_)] => Err(error),
+        }
+    }
+
+    /// The primary copy and the backup, each by itself.
+    pub(super) fn copies(device: &Path, sector_size: u64) -> Result<[Result<Table, DiskError>; 2], DiskError> {
         let failed = |source| DiskError::Read { path: device.to_owned(), source };
         let wrong = |what: &str| DiskError::NoTable { device: device.to_owned(), what: what.to_owned() };
         let sector = match sector_size {
@@ -80,22 +93,25 @@ impl Table {
             return Err(wrong("the disk is too small"));
         }
         let last = length / sector_size - 1;
-        let primary = copy_at(&mut file, 1, sector, device, length);
-        let backup = copy_at(&mut file, last, sector, device, length);
-        match (primary, backup) {
-            (Ok(primary), Ok(backup)) if primary.guid != backup.guid || primary.entries != backup.entries => {
-                Err(DiskError::TableCopiesDiffer { device: device.to_owned() })
-            }
-            (Ok(primary), Ok(_)) => Ok(Table { copies: TableCopies::Both, ..primary }),
-            (Ok(primary), Err(_)) => Ok(Table { copies: TableCopies::PrimaryOnly, ..primary }),
-            (Err(_), Ok(backup)) => Ok(Table { copies: TableCopies::BackupOnly, ..backup }),
-            (Err(error), Err(_)) => Err(error),
-        }
+        Ok([1, last].map(|lba| copy_at(&mut file, lba, sector, device, length)))
     }
 
     /// The entry of that number.
     pub(super) fn entry(&self, number: u32) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.number == number)
+    }
+
+    /// What another disk's table has that should be ours alone, in words; of its labels only these count.
+    pub(super) fn shared_with(&self, theirs: &Table, labels: &[&str]) -> Option<String> {
+        if theirs.guid == self.guid {
+            return Some(format!("disk GUID {}", self.guid));
+        }
+        let ours = |entry: &&Entry| self.entries.iter().any(|our| our.guid == entry.guid);
+        if let Some(entry) = theirs.entries.iter().find(ours) {
+            return Some(format!("partition GUID {}", entry.guid));
+        }
+        let label = theirs.entries.iter().find(|entry| labels.contains(&entry.label.as_str()));
+        label.map(|entry| format!("partition label {}", entry.label))
     }
 
     /// Refuses a table that is not the one the kernel uses: repartitioned, resized, or read wrong.
@@ -134,7 +150,15 @@ fn copy_at(
     if header.current_lba != lba || header.part_size != ENTRY_SIZE || header.num_parts > MAX_ENTRIES {
         return Err(wrong(format!("{} entries of {} bytes in sector {lba}", header.num_parts, header.part_size)));
     }
-    let parts = file_read_partitions(file, &header, sector).map_err(failed)?;
+    // Said as what it is, not as a disk that cannot be read.
+    if header.part_start.checked_mul(sector.as_u64()).is_none_or(|start| start >= length) {
+        return Err(wrong(format!("the entries begin in sector {}", header.part_start)));
+    }
+    let parts = file_read_partitions(file, &header, sector).map_err(|error| match error.raw_os_error() {
+        Some(_) => failed(error),
+        // What the crate finds wrong with the entries, such as their checksum.
+        None => wrong(error.to_string()),
+    })?;
     let mut entries = Vec::new();
     for (number, part) in parts.into_iter().filter(|(_, part)| part.is_used()) {
         let place = extent(&header, part.first_lba, part.last_lba, sector.as_u64(), length);
