@@ -52,8 +52,9 @@ pub enum BootError {
         /// What is wrong with them.
         damage: String,
     },
-    /// Other people's variables leave no room for ours.
-    #[error("the variables in {} leave no room in its first 512 bytes", .path.display())]
+    /// Other people's variables leave no room for ours: in GRUB's environment block, all of which must lie in its first 512
+    /// bytes, or in U-Boot's environment.
+    #[error("the variables of others in {} leave no room for ours", .path.display())]
     NoRoom {
         /// The file.
         path: PathBuf,
@@ -121,7 +122,11 @@ impl BootError {
             BootError::ReadBack { .. } => "the medium of the boot partition loses writes: replace it".into(),
             BootError::Damaged { .. } => "the daemon rebuilds them by itself at its next look".into(),
             BootError::NoRoom { path } => {
-                format!("remove variables that are not ours with `grub-editenv {} unset NAME`", path.display())
+                let path = path.display();
+                format!(
+                    "remove variables of others that nobody needs: with `grub-editenv {path} unset NAME` where GRUB reads it, with \
+                     `fw_setenv NAME` where U-Boot does"
+                )
             }
             BootError::NoGoodGroup { group, .. } => {
                 format!("make group {group} good first: `bascule commit` does when it is the booted one")
