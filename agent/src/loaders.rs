@@ -226,7 +226,7 @@ impl Sets {
         let kernel = format!("{folder}{SET_KERNEL}");
         if !named(&["linux"]).eq([kernel.as_str()]) {
             let damage = format!("it does not start {kernel}, where the new kernel is written");
-            return Err(BootError::Damaged { path: path.clone(), damage });
+            return Err(BootError::BeyondRepair { path: path.clone(), damage });
         }
         let has = |name: &str| name.strip_prefix(&folder).is_some_and(|name| set.has(name));
         let mut others = named(&["initrd", "devicetree", "devicetree-overlay"]);
@@ -347,7 +347,7 @@ mod tests {
         let others = "/bascule/a/board.dtb".to_owned();
         assert_eq!(lacking(&format!("{linux}devicetree {others}\n")), Ok(Some(others)));
         for other in ["linux /bascule/a/linux\n", "linux /vmlinuz\n", "", "linux /bascule/b/linux\nlinux /vmlinuz\n"] {
-            assert_eq!(lacking(other), Err("boot.damaged"), "{other}");
+            assert_eq!(lacking(other), Err("boot.beyond-repair"), "{other}");
         }
     }
 }

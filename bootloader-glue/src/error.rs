@@ -52,6 +52,14 @@ pub enum BootError {
         /// What is wrong with them.
         damage: String,
     },
+    /// The settings are damaged, and there is nothing to rebuild them from.
+    #[error("the boot settings in {} are damaged and cannot be rebuilt: {damage}", .path.display())]
+    BeyondRepair {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with them.
+        damage: String,
+    },
     /// Other people's variables leave no room for ours: in GRUB's environment block, all of which must lie in its first 512
     /// bytes, or in U-Boot's environment.
     #[error("the variables of others in {} leave no room for ours", .path.display())]
@@ -100,6 +108,7 @@ impl BootError {
             BootError::Write { .. } => "boot.write",
             BootError::ReadBack { .. } => "boot.read-back",
             BootError::Damaged { .. } => "boot.damaged",
+            BootError::BeyondRepair { .. } => "boot.beyond-repair",
             BootError::NoRoom { .. } => "boot.no-room",
             BootError::NoGoodGroup { .. } => "boot.no-good-group",
             BootError::NoLoader { .. } => "boot.no-loader",
@@ -121,6 +130,9 @@ impl BootError {
             BootError::Write { .. } => "check that the boot partition is mounted read-write and has free space".into(),
             BootError::ReadBack { .. } => "the medium of the boot partition loses writes: replace it".into(),
             BootError::Damaged { .. } => "the daemon rebuilds them by itself at its next look".into(),
+            BootError::BeyondRepair { .. } => {
+                "put it right by hand: docs/loaders.md says what has to be there, and nothing was changed".into()
+            }
             BootError::NoRoom { path } => {
                 let path = path.display();
                 format!(
@@ -150,9 +162,10 @@ impl BootError {
             | BootError::Damaged { .. } => Disposition::Retry,
             BootError::SeveralLoaders { .. } => Disposition::Person,
             BootError::Environment(error) => error.disposition(),
-            BootError::ReadBack { .. } | BootError::NoRoom { .. } | BootError::NoGoodGroup { .. } => {
-                Disposition::Person
-            }
+            BootError::ReadBack { .. }
+            | BootError::BeyondRepair { .. }
+            | BootError::NoRoom { .. }
+            | BootError::NoGoodGroup { .. } => Disposition::Person,
             BootError::Efi(error) => error.disposition(),
             BootError::Custom(error) => error.disposition(),
         }

@@ -74,7 +74,7 @@ fn files(esp: &Esp) -> BTreeMap<u64, String> {
 }
 
 #[test]
-fn an_act_on_intact_names_is_one_rename_to_a_new_name_and_leaves_every_other_file_alone() {
+fn claim_a4_an_act_on_intact_names_is_one_rename_to_a_new_name_and_leaves_every_other_file_alone() {
     for kind in Kind::ALL {
         let esp = Esp::factory(kind);
         let mut renames = 0;
@@ -237,12 +237,12 @@ fn a_lost_entry_without_a_copy_is_an_error_and_changes_nothing() {
     fs::remove_file(esp.root().join("bascule/b.conf")).unwrap();
     esp.set(&["bascule-1-a.conf"]);
     let booted = BootedGroup::proven(Group::B);
-    assert_eq!(esp.backend().mark_good(booted).unwrap_err().code(), "boot.damaged");
+    assert_eq!(esp.backend().mark_good(booted).unwrap_err().code(), "boot.beyond-repair");
     assert_eq!(esp.ours(), ["bascule-1-a.conf"]);
     // The group that is booted from its own entry goes on with an empty file for the other one, which is never activated.
     let booted = BootedGroup::proven(Group::A);
     esp.backend().mark_unbootable(booted.target()).unwrap();
     assert_eq!(esp.ours(), ["bascule-0-b.off", "bascule-1-a.conf"]);
-    assert_eq!(esp.backend().activate(booted.target(), Tries::DEFAULT).unwrap_err().code(), "boot.damaged");
+    assert_eq!(esp.backend().activate(booted.target(), Tries::DEFAULT).unwrap_err().code(), "boot.beyond-repair");
     assert_eq!(esp.ours(), ["bascule-0-b.off", "bascule-1-a.conf"]);
 }

@@ -1,19 +1,52 @@
-//! What an entry's contents say about its place in the loader's list.
+//! What an entry's contents say: whether it is one at all, and its place in the loader's list.
 //!
 //! systemd-boot sorts by `sort-key`, `machine-id` and `version` before it looks at the names. The names decide only where
 //! these are the same in the entries of both groups; so an activation holds one against the other.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use bascule_core::Group;
+
 use super::names::Kind;
+use super::partition::GROUP_WORD;
 
 /// More than any text of an entry, or section of an image that we read, can sensibly have.
 const MOST_BYTES: u64 = 64 * 1024;
 /// More sections than an image can sensibly have.
 const MOST_SECTIONS: u64 = 96;
+
+/// What is wrong with the contents of an entry, in words, if the loader could not list it whatever else is on the boot
+/// partition: it is empty, or names no kernel. An error when that cannot be told.
+pub(super) fn fault(kind: Kind, path: &Path) -> io::Result<Option<String>> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        return Ok(Some("is no file".into()));
+    }
+    if about.len() == 0 {
+        return Ok(Some("is empty".into()));
+    }
+    // A file that cannot be read at all is no damaged one.
+    let text = match (kind, read_text(path)) {
+        (_, Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+        (Kind::Image, _) => {
+            let read = section(path, b".osrel\0\0").and_then(|text| SortKeys::of_os_release(&text));
+            return Ok(read.err().map(|_| "is no unified kernel image with a name".into()));
+        }
+        (Kind::Text, text) => text.ok(),
+    };
+    Ok(text.as_deref().and_then(program).is_none().then(|| "names no kernel".into()))
+}
+
+/// Whether a kept copy is whole, and not the other group's by the word that it would start a system with. One that cannot
+/// be read is none: it is needed only where an entry was lost.
+pub(super) fn is_whole_copy(kind: Kind, path: &Path, group: Group) -> bool {
+    let words = kernel_words(kind, path).unwrap_or_default();
+    let mut told = words.split_ascii_whitespace().filter_map(|word| word.strip_prefix(GROUP_WORD));
+    matches!(fault(kind, path), Ok(None)) && told.all(|letter| letter == group.letter())
+}
 
 /// What the loader sorts by before the name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,7 +67,7 @@ impl SortKeys {
 
     fn of_text(root: &Path, text: &str) -> Result<Self, String> {
         let last = |key: &'static str| values(text, key).last().map(str::to_owned);
-        let program = ["linux", "efi", "uki"].into_iter().find_map(last).ok_or("it names no kernel")?;
+        let program = program(text).ok_or("it names no kernel")?;
         if !root.join(program.trim_start_matches('/')).is_file() {
             return Err(format!("there is no file {program}"));
         }
@@ -74,10 +107,19 @@ pub(super) fn values<'a>(text: &'a str, key: &'static str) -> impl Iterator<Item
     })
 }
 
+/// What an entry starts, by the one key of three that it has.
+fn program(text: &str) -> Option<&str> {
+    let last = |key: &'static str| values(text, key).last().filter(|value| !value.is_empty());
+    ["linux", "efi", "uki"].into_iter().find_map(last)
+}
+
 fn text(path: &Path) -> Result<String, String> {
+    read_text(path).map_err(|error| error.to_string())
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(MOST_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    File::open(path)?.take(MOST_BYTES).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -31,6 +31,14 @@
 //! would not have written are *damage*: `mark_unbootable` and `mark_good` then [rebuild](Step), in several renames, first
 //! the booted group's uncounted entry, then the rest. Nothing is ever deleted: two names may share their clusters.
 //!
+//! An entry that is empty, or names no kernel, is one that the loader passes over whatever its name says: [`view`] calls it
+//! damage, and a rebuild makes it anew from the copy in `bascule/`. Such a file is left when a cut comes between a rename and
+//! the sync of what it names, or by somebody's editor. The new text is written under a name that the loader does not list
+//! and renamed when it is durable, the booted group's first; the useless file is kept unlisted. Without a whole copy there
+//! is nothing to rebuild the booted group's entry from: then nothing is touched, and a person is asked.
+//!
+//! [`view`]: BootBackend::view
+//!
 //! What the loader does that no name can change: a trial whose count cannot be saved starts uncounted; when nothing else
 //! is listed, an exhausted entry starts; an entry whose kernel does not load leads to a restart (newer versions, counted
 //! entries) or back to the firmware, not to the next entry; and the EFI variables `LoaderEntryOneShot` and
@@ -52,6 +60,7 @@ mod plan;
 pub mod simulator;
 mod store;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bascule_core::{BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
@@ -59,8 +68,8 @@ use bascule_core::{BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
 use crate::{BootBackend, BootError};
 
 use contents::SortKeys;
-use listing::Listing;
-use names::Kind;
+use listing::{Faults, Listing};
+use names::{Kind, Owner};
 use plan::Refusal;
 pub use plan::Step;
 
@@ -115,8 +124,15 @@ impl SdBootBackend {
             Act::MarkGood(booted) => ("commit the booted group", plan::mark_good(&listing, booted.group())),
             Act::RollBack(booted) => ("go back to the opposite group", plan::roll_back(&listing, booted.group())),
         };
+        // The booted group's entry comes first in every rebuild.
+        let booted = match act {
+            Act::MarkUnbootable(target) | Act::Activate(target, _) => target.group().opposite(),
+            Act::MarkGood(booted) | Act::RollBack(booted) => booted.group(),
+        };
+        let is_hopeless = listing.whole(booted).is_none() && !listing.is_kept(booted);
         let steps = plan.map_err(|refusal| match refusal {
             Refusal::NotGood(group) => BootError::NoGoodGroup { act: what, group },
+            Refusal::Damaged(damage) if is_hopeless => beyond_repair(&self.directory(), damage),
             Refusal::Damaged(damage) => self.damaged(damage),
         })?;
         if let Act::Activate(target, _) = act {
@@ -134,12 +150,14 @@ impl SdBootBackend {
         match step {
             Step::Rename { from, to } => store::rename(&dir, from, to),
             Step::Create { group, to, may_be_empty } => {
-                let kept = self.root.join(format!("bascule/{}{}", group.letter(), self.kind.suffix()));
-                match kept.is_file() {
+                let kept = self.root.join(copy(*group, self.kind));
+                match self.is_kept(*group) {
                     true => store::create(&dir, Some(&kept), to),
                     false if *may_be_empty => store::create(&dir, None, to),
                     // Stopping here is safe: what the loader lists is as it was.
-                    false => Err(self.damaged(format!("there is no entry of group {group}, and no copy of it"))),
+                    false => {
+                        Err(beyond_repair(&dir, format!("group {group} has no entry, nor a whole {}", kept.display())))
+                    }
                 }
             }
         }
@@ -177,7 +195,23 @@ impl SdBootBackend {
         if !self.root.join(MARK).is_file() {
             return Err(BootError::NotTheLoaders { dir: self.root.clone(), missing: MARK });
         }
-        Ok(Listing::of(store::names(&self.directory())?, self.kind))
+        let (dir, names) = (self.directory(), store::names(&self.directory())?);
+        let mut faults = Faults::new();
+        for name in names.iter().filter(|name| names::owner(name, self.kind) != Owner::Foreign) {
+            match contents::fault(self.kind, &dir.join(name)) {
+                Ok(fault) => faults.extend(fault.map(|fault| (name.clone(), fault))),
+                // Gone since: a name alone, which the act that needs it will not find.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(BootError::Read { path: dir.join(name), source }),
+            }
+        }
+        let kept = Group::ALL.into_iter().filter(|group| self.is_kept(*group)).collect();
+        Ok(Listing::of(names, faults, kept, self.kind))
+    }
+
+    /// Whether a whole copy of the group's entry is there.
+    fn is_kept(&self, group: Group) -> bool {
+        contents::is_whole_copy(self.kind, &self.root.join(copy(group, self.kind)), group)
     }
 
     /// The loader must list the target's entry, and nothing but the names may decide between the two.
@@ -185,18 +219,19 @@ impl SdBootBackend {
         let keys = |group: Group| {
             let file = listing.entry(group).map(|found| found.file.as_str()).unwrap_or_default();
             let path = self.directory().join(file);
-            SortKeys::read(&self.root, self.kind, &path).map_err(|damage| damaged(&path, damage))
+            SortKeys::read(&self.root, self.kind, &path).map_err(|damage| beyond_repair(&path, damage))
         };
         // Stopping here is safe: nothing was written.
         if keys(target)? == keys(target.opposite())? {
             Ok(())
         } else {
-            Err(self.damaged("the entries differ in what the loader sorts by before their names".into()))
+            let differ = "the entries differ in what the loader sorts by before their names".into();
+            Err(beyond_repair(&self.directory(), differ))
         }
     }
 
     fn damaged(&self, damage: String) -> BootError {
-        damaged(&self.directory(), damage)
+        BootError::Damaged { path: self.directory(), damage }
     }
 }
 
@@ -207,11 +242,13 @@ impl BootBackend for SdBootBackend {
 
     fn view(&self, booted: BootedGroup) -> Result<BootView, BootError> {
         let listing = self.listing()?;
+        // What was booted has been tried or committed, whatever became of its entry's contents since.
+        let status = |group| if group == booted.group() { listing.status(group) } else { listing.status_held(group) };
         Ok(BootView {
             settings: if listing.damage().is_none() { Settings::Intact } else { Settings::Damaged },
-            primary: listing.primary().unwrap_or(booted.group()),
-            a: listing.status(Group::A),
-            b: listing.status(Group::B),
+            primary: listing.primary(booted.group()).unwrap_or(booted.group()),
+            a: status(Group::A),
+            b: status(Group::B),
         })
     }
 
@@ -232,6 +269,12 @@ impl BootBackend for SdBootBackend {
     }
 }
 
-fn damaged(path: &Path, damage: String) -> BootError {
-    BootError::Damaged { path: path.to_owned(), damage }
+/// Where a copy of a group's entry is kept, from the root of the boot partition.
+fn copy(group: Group, kind: Kind) -> String {
+    format!("bascule/{}{}", group.letter(), kind.suffix())
+}
+
+/// No rebuild would put it right.
+fn beyond_repair(path: &Path, damage: String) -> BootError {
+    BootError::BeyondRepair { path: path.to_owned(), damage }
 }

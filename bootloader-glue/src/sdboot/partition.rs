@@ -28,13 +28,13 @@
 use bascule_core::{Group, TargetGroup};
 
 use super::names::{EntryName, Kind, Mark};
-use super::{LOADER_CONF, SdBootBackend, store};
+use super::{LOADER_CONF, SdBootBackend, beyond_repair, store};
 use crate::BootError;
 
 /// Of both entries; another one would make the entries of an old and a new agent differ.
 const SORT_KEY: &str = "bascule";
 /// The word that tells a system which group it was started from.
-const GROUP_WORD: &str = "bascule.group=";
+pub(super) const GROUP_WORD: &str = "bascule.group=";
 /// The kernel's COMMAND_LINE_SIZE on x86 and arm64, less the NUL at its end.
 const LONGEST_COMMAND_LINE: usize = 2047;
 /// More than any title or path can sensibly have; with the longest command line the text stays below one page.
@@ -150,7 +150,7 @@ pub fn factory_files(a: &Kernel, b: &Kernel, second: SecondGroup) -> Vec<(String
     for (name, kernel) in names.into_iter().zip([a, b]) {
         let text = kernel.entry(name.group).into_bytes();
         files.push((format!("{}/{}", Kind::Text.directory(), name.file_name(Kind::Text)), text.clone()));
-        files.push((copy(name.group), text));
+        files.push((super::copy(name.group, Kind::Text), text));
     }
     files
 }
@@ -168,23 +168,21 @@ impl SdBootBackend {
         let group = target.group();
         // Stopping at one of these is safe: nothing was written.
         if self.kind == Kind::Image {
-            return Err(self.damaged("entries of this kind are whole images, which bring their words with them".into()));
+            let images = "entries of this kind are whole images, which bring their words with them".into();
+            return Err(beyond_repair(&self.directory(), images));
         }
         let listing = self.listing()?;
-        if let Some(damage) = listing.damage() {
+        // A torn text in the file that is written now is what an earlier call left.
+        if let Some(damage) = listing.damage_listed() {
             return Err(self.damaged(damage));
         }
         let Some(file) = listing.off(group).filter(|_| listing.listed().all(|found| !found.is_of(group))) else {
-            return Err(self.damaged(format!("the loader may start group {group}, whose entry was to be written")));
+            let listed = format!("the loader may start group {group}, whose entry was to be written");
+            return Err(beyond_repair(&self.directory(), listed));
         };
         let text = kernel.entry(group).into_bytes();
         store::overwrite(&self.directory().join(&file.file), &text)?;
-        let copy = self.root.join(copy(group));
+        let copy = self.root.join(super::copy(group, Kind::Text));
         if copy.is_file() { store::overwrite(&copy, &text) } else { Ok(()) }
     }
-}
-
-/// Where a group's copy is kept.
-fn copy(group: Group) -> String {
-    format!("bascule/{}{}", group.letter(), Kind::Text.suffix())
 }

@@ -1,4 +1,4 @@
-//! What each act has to do to the directory, worked out from its names alone.
+//! What each act has to do to the directory, worked out from its names, and from which of the files hold an entry at all.
 //!
 //! An act on intact names is one rename, or none when the names say already what was asked for. Only a rebuild has several
 //! steps; each of them leaves a directory from which the loader starts a complete group.
@@ -71,6 +71,10 @@ pub(super) fn mark_good(listing: &Listing, booted: Group) -> Plan {
         return Ok(rebuild(listing, booted, Opposite::Keep));
     }
     let missing = || Refusal::Damaged(format!("there is no entry of group {booted}"));
+    if listing.entry(booted).is_some_and(|found| found.fault.is_some()) {
+        // Not listed, and of no use: under a listed name it would still start nothing.
+        return Ok(rebuild(listing, booted, Opposite::Keep));
+    }
     let (file, read) = read(listing.entry(booted)).ok_or_else(missing)?;
     let generation = match listing.status(booted.opposite()) {
         BootStatus::Good | BootStatus::Trial { .. } => generation_above(listing, read, booted.opposite()),
@@ -96,23 +100,31 @@ pub(super) fn roll_back(listing: &Listing, booted: Group) -> Plan {
 enum Opposite {
     /// It leaves the loader's list.
     SwitchOff,
-    /// It stays as it is where its entry is whole and the good group's was not lost.
+    /// It stays as it is where its entry is whole and the good group's was not lost. Where only the contents are lost, a
+    /// good one is made anew from its copy.
     Keep,
 }
 
 /// First `good` has an uncounted entry, then what must not be started leaves the loader's list, and at the end the opposite
 /// group has a file again.
+///
+/// A file of no use leaves the list as any other would: nothing is written into a file that the loader lists, because a
+/// cut would leave it torn, with a kernel and without its root. What replaces it is written under a name that is not
+/// listed, and renamed when it is whole and durable.
 fn rebuild(listing: &Listing, good: Group, opposite: Opposite) -> Vec<Step> {
     let mut now = listing.clone();
     let mut steps = Vec::new();
-    let spared = match (opposite, listing.entry(good)) {
-        (Opposite::Keep, Some(_)) => whole(listing, good.opposite()),
+    let only = match (opposite, listing.entry(good)) {
+        (Opposite::Keep, Some(_)) => only_name(listing, good.opposite()),
         _ => None,
     };
-    let lowest = spared.map_or(0, |spared| spared.generation.saturating_add(1));
+    let spared = only.filter(|found| found.fault.is_none()).and_then(|found| found.read);
+    let anew = only.filter(|found| found.fault.is_some() && listing.is_kept(good.opposite()));
+    let anew = anew.and_then(|found| found.read).filter(|read| read.mark == Mark::Good);
+    let lowest = spared.or(anew).map_or(0, |other| other.generation.saturating_add(1));
     let is_kept = |found: &&Found| {
         let of_good = |read: EntryName| read.group == good && read.mark == Mark::Good && read.generation >= lowest;
-        !found.is_odd && found.read.is_some_and(of_good)
+        !found.is_odd && found.fault.is_none() && found.read.is_some_and(of_good)
     };
     let kept = match listing.listed().find(is_kept) {
         Some(found) => found.file.clone(),
@@ -132,18 +144,27 @@ fn rebuild(listing: &Listing, good: Group, opposite: Opposite) -> Vec<Step> {
         now = now.after(&step);
         steps.push(step);
     }
-    if now.entry(good.opposite()).is_none() {
-        let name = now.free(EntryName { generation: 0, group: good.opposite(), mark: Mark::Off });
-        steps.push(Step::Create { group: name.group, to: name.file_name(now.kind()), may_be_empty: true });
-    }
+    steps.extend(opposite_anew(&now, good.opposite(), anew));
     steps
+}
+
+/// The step after which the group has a file again: under the name that it had, or one that the loader does not list.
+/// A cut before it leaves the group unbootable, which is what the loader made of it before.
+fn opposite_anew(now: &Listing, group: Group, name: Option<EntryName>) -> Option<Step> {
+    if let Some(name) = name {
+        return Some(Step::Create { group, to: name.file_name(now.kind()), may_be_empty: false });
+    }
+    // An empty file in place of a useless one would be no better.
+    let is_needed = now.whole(group).is_none() && (now.is_kept(group) || now.entry(group).is_none());
+    let name = now.free(EntryName { generation: 0, group, mark: Mark::Off });
+    is_needed.then(|| Step::Create { group, to: name.file_name(now.kind()), may_be_empty: true })
 }
 
 /// The one step after which the group has an uncounted entry of this generation or a higher one.
 fn uncounted(listing: &Listing, group: Group, lowest: u32) -> Step {
-    let source = listing.entry(group);
+    let source = listing.whole(group);
     // A generation that is odd begins anew.
-    let old = source.and_then(|found| found.read).map(|read| read.generation);
+    let old = listing.entry(group).and_then(|found| found.read).map(|read| read.generation);
     let old = old.filter(|generation| *generation < HIGHEST_GENERATION).unwrap_or_default();
     let name = listing.free(EntryName { generation: old.max(lowest), group, mark: Mark::Good });
     let to = name.file_name(listing.kind());
@@ -153,11 +174,11 @@ fn uncounted(listing: &Listing, group: Group, lowest: u32) -> Step {
     }
 }
 
-/// The group's only listed name, when it is one of ours.
-fn whole(listing: &Listing, group: Group) -> Option<EntryName> {
-    let mut of_group = listing.listed().filter(|found| found.read.is_some_and(|read| read.group == group));
+/// The group's only listed file, when its name is one of ours.
+fn only_name(listing: &Listing, group: Group) -> Option<&Found> {
+    let mut of_group = listing.listed().filter(|found| found.is_of(group));
     match (of_group.next(), of_group.next()) {
-        (Some(found), None) if !found.is_odd => found.read,
+        (Some(found), None) if !found.is_odd => Some(found),
         _ => None,
     }
 }
@@ -176,7 +197,7 @@ fn off_name(listing: &Listing, found: &Found) -> String {
 }
 
 fn need_good(listing: &Listing, group: Group) -> Result<(), Refusal> {
-    let good = listing.status(group) == BootStatus::Good;
+    let good = listing.status_held(group) == BootStatus::Good;
     // Stopping here is safe: nothing was planned yet.
     if good { Ok(()) } else { Err(Refusal::NotGood(group)) }
 }
