@@ -17,7 +17,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bascule_boot::custom::CustomBackend;
-use bascule_boot::efi::EfiBackend;
+use bascule_boot::disk::partition_guid;
+use bascule_boot::efi::option::Program;
+use bascule_boot::efi::{EfiBackend, EfiError};
 use bascule_boot::sdboot::names::{self, Kind, Owner};
 use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
 use bascule_boot::{BootBackend, BootError, GrubBackend, SdBootBackend, UbootBackend};
@@ -27,6 +29,7 @@ use bascule_hooks::BootFileSet;
 use serde::Serialize;
 
 use crate::config::{Backend, BootConfig};
+use crate::device;
 use crate::durable;
 use crate::paths::Paths;
 
@@ -110,13 +113,16 @@ impl Loader {
     /// them there, while the group is unbootable.
     ///
     /// # Errors
-    /// When the loader is not found.
+    /// When the loader is not found, or firmware that starts kernels itself would start another one.
     pub fn sets(&self, target: TargetGroup) -> Result<Option<Sets>, BootError> {
         let (backend, _) = self.found()?;
         if !matches!(backend, Backend::SystemdBoot | Backend::Efi) {
             return Ok(None);
         }
         let partition = directory(&self.paths, &self.config, *backend);
+        if *backend == Backend::Efi {
+            check_load_option(&self.paths, &partition, target)?;
+        }
         let set = |group: Group| partition.join(boot_set(group));
         let entry = match backend {
             Backend::SystemdBoot => SdBootBackend::new(partition.clone(), Kind::Text).target_file(target)?,
@@ -260,6 +266,16 @@ impl BootBackend for Loader {
     }
 }
 
+/// The target's load option has to start the kernel that is written, from the partition that is mounted there.
+fn check_load_option(paths: &Paths, partition: &Path, target: TargetGroup) -> Result<(), BootError> {
+    let mounted = Path::new(Paths::ROOT).join(partition.strip_prefix(paths.root()).unwrap_or(partition));
+    let unknown = |source| EfiError::BootPartition { path: mounted.clone(), source };
+    let guid = partition_guid(&device::sysfs(paths), &mounted).map_err(|error| unknown(Some(error)))?;
+    let kernel = format!("/{}/{SET_KERNEL}", boot_set(target.group()));
+    let program = Program { partition: guid.ok_or_else(|| unknown(None))?, file: kernel.replace('/', "\\") };
+    EfiBackend::new(paths.firmware_variables()).check_program(target, &program)
+}
+
 /// Where the boot partition is mounted: the folder that is configured for a loader other than GRUB.
 fn boot_partition(paths: &Paths, config: &BootConfig) -> PathBuf {
     let configured = config.directory.as_deref().filter(|_| !matches!(config.backend, None | Some(Backend::Grub)));
@@ -275,6 +291,8 @@ fn directory(paths: &Paths, config: &BootConfig, backend: Backend) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use bascule_boot::disk::rehearsal::machine;
+    use bascule_boot::efi::option::{LoadOption, Partition};
     use bascule_hooks::{KeepList, SetPlaces};
 
     use super::*;
@@ -285,16 +303,62 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    fn found(root: &Path) -> Result<Backend, BootError> {
-        let config = BootConfig {
+    fn config() -> BootConfig {
+        BootConfig {
             backend: None,
             directory: None,
             environment: "/etc/fw_env.config".into(),
             program: None,
             keep_files: Vec::new(),
             tries: Tries::DEFAULT,
+        }
+    }
+
+    fn found(root: &Path) -> Result<Backend, BootError> {
+        Loader::new(&Paths::under(root), &config()).detect()
+    }
+
+    #[test]
+    fn an_efi_entry_that_starts_another_kernel_or_another_disk_s_is_refused_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        machine(root, "vda", 1 << 20).unwrap();
+        let config = BootConfig { backend: Some(Backend::Efi), ..config() };
+        let loader = Loader::new(&Paths::under(root), &config);
+        let target = BootedGroup::proven(Group::A).target();
+        let code = || loader.sets(target).map(|sets| sets.map(|sets| sets.prepared)).map_err(|error| error.code());
+        // Written where the entry says, once the boot partition is mounted: until then it would be the root's.
+        let mount = |line: &str| {
+            let path = root.join("proc/self/mountinfo");
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(path, format!("{text}{line}\n")).unwrap();
         };
-        Loader::new(&Paths::under(root), &config).detect()
+        let sysfs = device::sysfs(&Paths::under(root));
+        let entry = |guid: &str, file: &str| {
+            let digits: String = guid.split('-').collect();
+            let mut bytes: Vec<u8> =
+                (0..16).map(|at| u8::from_str_radix(&digits[at * 2..][..2], 16).unwrap()).collect();
+            for part in [0..4, 4..6, 6..8] {
+                bytes[part].reverse();
+            }
+            let partition = Partition { number: 1, start: 2048, blocks: 8, guid: bytes.try_into().unwrap() };
+            let option = LoadOption::for_group(Group::B, &partition, file, "bascule.group=b").unwrap();
+            let variables = Paths::under(root).firmware_variables();
+            fs::create_dir_all(&variables).unwrap();
+            let variable = variables.join("BootBA5B-8be4df61-93ca-11d2-aa0d-00e098032b8c");
+            fs::write(variable, [&[7, 0, 0, 0][..], &option.to_bytes().unwrap()].concat()).unwrap();
+        };
+        mount("40 22 259:1 / /boot/efi rw - vfat /dev/vda1 rw");
+        let guid = partition_guid(&sysfs, Path::new("/boot/efi")).unwrap().unwrap();
+        entry(&guid, "\\bascule\\b\\linux");
+        assert_eq!(code().unwrap(), Some(root.join("boot/efi/bascule/b")));
+        entry(&guid, "\\bascule\\a\\linux");
+        assert_eq!(code(), Err("boot.efi-other-program"));
+        entry("12345678-9abc-def0-0102-030405060708", "\\bascule\\b\\linux");
+        assert_eq!(code(), Err("boot.efi-other-program"));
+        entry(&guid, "\\bascule\\b\\linux");
+        mount("41 40 0:50 / /boot/efi rw - tmpfs tmpfs rw");
+        assert_eq!(code(), Err("boot.efi-partition"));
     }
 
     #[test]

@@ -11,7 +11,7 @@
     reason = "a test stops where it fails"
 )]
 
-use bascule_boot::efi::option::{LoadOption, Partition, description};
+use bascule_boot::efi::option::{LoadOption, Partition, Program, description};
 use bascule_core::Group;
 use proptest::prelude::*;
 
@@ -108,6 +108,38 @@ fn texts_that_sixteen_bits_a_character_cannot_hold_are_refused() {
     assert!(odd.to_bytes().is_err());
 }
 
+/// The partition of [`PARTITION`] as the kernel and efibootmgr write it.
+const GUID: &str = "12345678-9abc-def0-0102-030405060708";
+
+#[test]
+fn what_an_option_starts_is_a_file_on_a_partition_however_its_path_is_cut() {
+    let program = |nodes: &[&[u8]]| LoadOption { paths: nodes.concat(), ..built() }.program();
+    let found = |file: &str| Some(Program { partition: GUID.into(), file: file.into() });
+    let bytes = built().paths;
+    let (drive, file, end) = (&bytes[..42], &bytes[42..60], &bytes[60..]);
+    assert_eq!(built().program(), found("\\k.efi"));
+    assert_eq!(found("\\k.efi").unwrap().to_string(), format!("\\k.efi on partition {GUID}"));
+    // ACPI and PCI nodes before it: the whole way to the disk.
+    let way: [&[u8]; 2] = [&[2, 1, 12, 0, 0xd0, 0x41, 3, 0x0a, 0, 0, 0, 0], &[1, 1, 6, 0, 0, 3]];
+    assert_eq!(program(&[way[0], way[1], drive, file, end]), found("\\k.efi"));
+    let node = |text: &str| {
+        let text: Vec<u8> = text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+        [&[4, 4, u8::try_from(text.len() + 4).unwrap(), 0][..], &text].concat()
+    };
+    assert_eq!(program(&[drive, &node("\\bascule\\"), &node("linux-b"), end]), found("\\bascule\\linux-b"));
+    assert_eq!(program(&[drive, &node("bascule\\linux-b"), end]), found("\\bascule\\linux-b"));
+    // Another path after the end, or after the end of one of several, says nothing.
+    assert_eq!(program(&[drive, file, end, drive, &node("\\other"), end]), found("\\k.efi"));
+    assert_eq!(program(&[drive, file, &[0x7f, 1, 4, 0], drive, &node("\\other"), end]), found("\\k.efi"));
+    // No file, no partition, a partition of an MBR, or something else on it.
+    let mbr = [&drive[..40], &[1, 1]].concat();
+    for odd in
+        [&[drive, end][..], &[file, end], &[file, drive, end], &[&mbr, file, end], &[drive, way[0], file, end], &[end]]
+    {
+        assert_eq!(program(odd), None, "{odd:02x?}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_built_is_what_is_read(attributes: u32, text in "[^\0\u{10000}-\u{10ffff}]{0,40}", data: Vec<u8>) {
@@ -117,7 +149,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_without_harm(bytes: Vec<u8>) {
-        let _ = LoadOption::parse(&bytes);
+        let _ = LoadOption::parse(&bytes).map(|option| option.program());
     }
 
     #[test]
@@ -125,6 +157,6 @@ proptest! {
         let mut bytes = golden();
         let length = bytes.len();
         bytes[at % length] = byte;
-        let _ = LoadOption::parse(&bytes);
+        let _ = LoadOption::parse(&bytes).map(|option| option.program());
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use bascule_core::{Disposition, Group};
 
 use super::option::description;
+use crate::disk::DiskError;
 
 /// Why the firmware's variables cannot be used as they are.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,27 @@ pub enum EfiError {
         group: Group,
         /// How many entries have its description.
         found: usize,
+    },
+    /// A group's boot entry starts something else than the kernel that is written for the group.
+    #[error("{} starts {found}, but the kernel of group {group} is written to {wanted}", .path.display())]
+    OtherProgram {
+        /// The variable's file.
+        path: PathBuf,
+        /// The group.
+        group: Group,
+        /// What the entry starts, in words.
+        found: String,
+        /// What it would have to start.
+        wanted: String,
+    },
+    /// It cannot be told which partition is mounted where kernels are written to.
+    #[error("cannot tell which partition is mounted at {}", .path.display())]
+    BootPartition {
+        /// Where it would have to be mounted.
+        path: PathBuf,
+        /// Why not; `None` where no partition of a GUID partition table is.
+        #[source]
+        source: Option<DiskError>,
     },
     /// The firmware has no room for the variable.
     #[error("the firmware has no room for {}", .path.display())]
@@ -61,6 +83,8 @@ impl EfiError {
         match self {
             EfiError::NotMounted { .. } => "boot.efi-not-mounted",
             EfiError::Entry { .. } => "boot.efi-entry",
+            EfiError::OtherProgram { .. } => "boot.efi-other-program",
+            EfiError::BootPartition { .. } => "boot.efi-partition",
             EfiError::Full { .. } => "boot.efi-full",
             EfiError::Refused { .. } => "boot.efi-refused",
             EfiError::Text { .. } => "boot.efi-text",
@@ -81,6 +105,14 @@ impl EfiError {
             EfiError::Entry { .. } => {
                 "look with `efibootmgr -v` which of them is right, and delete the others with `efibootmgr -B -b NUMBER`".into()
             }
+            EfiError::OtherProgram { group, .. } => format!(
+                "delete it with `efibootmgr -B -b NUMBER` and make it again with `efibootmgr --create-only --label '{}' --disk \
+                 DISK --part NUMBER --loader '\\bascule\\{group}\\linux'`, for the partition that is mounted as boot partition",
+                description(*group)
+            ),
+            EfiError::BootPartition { path, .. } => {
+                format!("mount the boot partition that the firmware starts from at {}", path.display())
+            }
             EfiError::Full { .. } => {
                 "the firmware's variable store is full: delete variables that nobody needs, such as `dump-type0-*`".into()
             }
@@ -100,9 +132,12 @@ impl EfiError {
     pub fn disposition(&self) -> Disposition {
         match self {
             EfiError::NotMounted { .. } => Disposition::Retry,
-            EfiError::Entry { .. } | EfiError::Full { .. } | EfiError::Refused { .. } | EfiError::Text { .. } => {
-                Disposition::Person
-            }
+            EfiError::BootPartition { .. } => Disposition::Retry,
+            EfiError::OtherProgram { .. }
+            | EfiError::Entry { .. }
+            | EfiError::Full { .. }
+            | EfiError::Refused { .. }
+            | EfiError::Text { .. } => Disposition::Person,
         }
     }
 }

@@ -57,9 +57,10 @@ use crate::{BootBackend, BootError};
 
 pub use crate::sdboot::Act;
 pub use error::EfiError;
+use option::{LoadOption, Program};
 pub use plan::Step;
 use plan::{Plan, Refusal};
-use settings::{Mark, Stored, order_path};
+use settings::{Mark, Stored, entry_name, order_path};
 use store::Store;
 
 /// Keeps the choice of group in the firmware's variables.
@@ -109,6 +110,31 @@ impl EfiBackend {
             Step::Put { path, attributes, data } => self.store.put(path, *attributes, data),
             Step::Delete { path } => self.store.delete(path),
         }
+    }
+
+    /// Refuses an entry of the target that does not start this file of this partition: the firmware would start an old
+    /// kernel on the new root, or none. The file is told from the root of the partition, with backslashes; FAT does not
+    /// tell upper from lower case. Writes nothing.
+    ///
+    /// # Errors
+    /// [`EfiError::OtherProgram`], and [`EfiError::Entry`] when the entry is lost or doubled.
+    pub fn check_program(&self, target: TargetGroup, program: &Program) -> Result<(), BootError> {
+        let stored = Stored::read(&self.store)?;
+        let [entry] = stored.entries(target.group()) else { return Err(self.no_entry(&stored, target.group())) };
+        let found = LoadOption::parse(&entry.value.data).and_then(|option| option.program());
+        let is_same = |found: &Program| {
+            found.file.eq_ignore_ascii_case(&program.file) && found.partition.eq_ignore_ascii_case(&program.partition)
+        };
+        if found.as_ref().is_some_and(is_same) {
+            return Ok(());
+        }
+        Err(EfiError::OtherProgram {
+            path: self.store.global(&entry_name(entry.number)),
+            group: target.group(),
+            found: found.map_or_else(|| "no file on a partition with a GUID".to_owned(), |found| found.to_string()),
+            wanted: program.to_string(),
+        }
+        .into())
     }
 
     fn plan(&self, stored: &Stored, act: Act) -> Result<Vec<Step>, BootError> {

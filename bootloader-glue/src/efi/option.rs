@@ -11,6 +11,8 @@
 //! All numbers are little-endian. The firmware passes over an option whose first device path has no end within its
 //! length, and so do we.
 
+use std::fmt;
+
 use bascule_core::Group;
 
 use super::error::EfiError;
@@ -55,12 +57,27 @@ pub struct Partition {
     pub guid: [u8; 16],
 }
 
+/// What an option starts: a file on a partition that is known by its GUID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The partition's GUID as text, lower case.
+    pub partition: String,
+    /// The file's path from the root of the partition, with backslashes.
+    pub file: String,
+}
+
 /// The description of a group's boot entry: what the entry is known by, whatever its number.
 #[must_use]
 pub fn description(group: Group) -> &'static str {
     match group {
         Group::A => "Bascule a",
         Group::B => "Bascule b",
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on partition {}", self.file, self.partition)
     }
 }
 
@@ -116,6 +133,31 @@ impl LoadOption {
         Ok([&attributes[..], &length.to_le_bytes(), &description, &self.paths, &self.data].concat())
     }
 
+    /// What its first device path starts; `None` where that is not a file on a partition of a GUID partition table.
+    ///
+    /// Before the partition there may be the way to its disk. The file may be told in several nodes, one for each folder.
+    #[must_use]
+    pub fn program(&self) -> Option<Program> {
+        let mut partition = None;
+        let mut file: Vec<String> = Vec::new();
+        for (kind, data) in nodes(&self.paths) {
+            match (kind, partition.is_some()) {
+                // The end of the path, or of one of several.
+                ([0x7f, _], _) => break,
+                (HARD_DRIVE, false) => partition = Some(by_guid(data)?),
+                (FILE, true) => {
+                    let units: Vec<u16> = units(data).take_while(|unit| *unit != 0).collect();
+                    file.push(String::from_utf16(&units).ok()?.trim_matches('\\').to_owned());
+                }
+                (_, false) => {}
+                // Nothing but a file can be on a partition.
+                (_, true) => return None,
+            }
+        }
+        let partition = partition.filter(|_| !file.is_empty())?;
+        Some(Program { partition, file: format!("\\{}", file.join("\\")) })
+    }
+
     /// Whether the boot manager may start it by itself.
     #[must_use]
     pub fn is_active(&self) -> bool {
@@ -138,18 +180,28 @@ pub(super) fn units(bytes: &[u8]) -> impl Iterator<Item = u16> {
 }
 
 /// Whether a device path comes to its end.
-fn ends(mut path: &[u8]) -> bool {
-    while let Some(([kind @ .., low, high], _)) = path.split_first_chunk::<4>() {
-        let length = usize::from(u16::from_le_bytes([*low, *high]));
-        if length < 4 || path.len() < length {
-            return false;
-        }
-        if *kind == END {
-            return true;
-        }
-        path = path.get(length..).unwrap_or_default();
-    }
-    false
+fn ends(paths: &[u8]) -> bool {
+    nodes(paths).any(|(kind, _)| kind == END)
+}
+
+/// The nodes of device paths, type and data, up to the first one that is not whole.
+fn nodes(mut paths: &[u8]) -> impl Iterator<Item = ([u8; 2], &[u8])> {
+    std::iter::from_fn(move || {
+        let ([kind @ .., low, high], _) = paths.split_first_chunk::<4>()?;
+        let (node, rest) = paths.split_at_checked(usize::from(u16::from_le_bytes([*low, *high])))?;
+        paths = rest;
+        Some((*kind, node.get(4..)?))
+    })
+}
+
+/// The GUID in the data of a hard drive's node, as text: its first three parts are little-endian.
+fn by_guid(drive: &[u8]) -> Option<String> {
+    let guid: &[u8; 16] = drive.get(20..36)?.try_into().ok()?;
+    let [a, b, c, d, e, f, g, h, rest @ ..] = *guid;
+    let part = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (head, tail) = rest.split_at_checked(2)?;
+    let text = [part(&[d, c, b, a]), part(&[f, e]), part(&[h, g]), part(head), part(tail)].join("-");
+    (drive.get(36..) == Some(&BY_GUID)).then_some(text)
 }
 
 fn node(kind: [u8; 2], data: &[u8]) -> Vec<u8> {
