@@ -1,6 +1,8 @@
 //! What the backend asks of the system, call by call: nothing is truncated, every write is synced before the next one
 //! begins and read back past the page cache.
 //!
+//! Claims A3 and A4: the commit point is one write of `grubenv`, of which one sector changes, between two syncs.
+//!
 //! The test starts itself under `strace` and compares the whole ordered list of calls on the settings files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where it fails")]
@@ -10,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bascule_boot::grub::{FACTORY_FALLBACK, FACTORY_GRUBENV};
-use bascule_boot::{BootBackend, GrubBackend};
+use bascule_boot::{BootBackend, BootError, GrubBackend};
 use bascule_core::{BootedGroup, Group, Tries};
 
 const DIRECTORY: &str = "BASCULE_TRACED_DIRECTORY";
@@ -35,6 +37,44 @@ fn traced_call() {
     };
     let code = result.err().map(|error| error.code());
     assert_eq!(code, std::env::var(ERROR).ok().as_deref());
+}
+
+/// The sectors of 512 bytes that differ.
+fn changed_sectors(old: &[u8], new: &[u8]) -> Vec<usize> {
+    assert_eq!(old.len(), new.len(), "the file changed its length");
+    let pairs = old.chunks(512).zip(new.chunks(512)).enumerate();
+    pairs.filter(|(_, (old, new))| old != new).map(|(at, _)| at).collect()
+}
+
+/// An act on the backend.
+type Call<'a> = dyn Fn() -> Result<(), BootError> + 'a;
+
+#[test]
+fn claim_a4_each_act_changes_one_sector_of_the_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("grub.cfg"), "").unwrap();
+    fs::write(dir.path().join("grubenv"), FACTORY_GRUBENV).unwrap();
+    fs::write(dir.path().join("fallback"), FACTORY_FALLBACK).unwrap();
+    let backend = GrubBackend::new(dir.path().to_owned());
+    let (a, b) = (BootedGroup::proven(Group::A), BootedGroup::proven(Group::B));
+    let look = || ["grubenv", "fallback"].map(|name| fs::read(dir.path().join(name)).unwrap());
+    let acts: [(&str, &Call, usize); 8] = [
+        ("mark-unbootable b", &|| backend.mark_unbootable(a.target()), 0),
+        ("activate b", &|| backend.activate(a.target(), Tries::DEFAULT), 1),
+        ("mark-good b", &|| backend.mark_good(b), 1),
+        ("mark-unbootable a", &|| backend.mark_unbootable(b.target()), 1),
+        ("activate a", &|| backend.activate(b.target(), Tries::ONE), 1),
+        ("mark-good a", &|| backend.mark_good(a), 1),
+        ("activate b", &|| backend.activate(a.target(), Tries::DEFAULT), 1),
+        ("roll-back b", &|| backend.roll_back(b), 1),
+    ];
+    for (name, act, sectors) in acts {
+        let [grubenv, fallback] = look();
+        act().unwrap();
+        let [new, new_fallback] = look();
+        assert_eq!(changed_sectors(&grubenv, &new), vec![0; sectors], "{name}: only the first sector decides");
+        assert!(changed_sectors(&fallback, &new_fallback).len() <= 1, "{name}");
+    }
 }
 
 fn settings(order: &str, a: &str, b: &str) -> Vec<u8> {
@@ -125,25 +165,25 @@ const IN_PLACE_FALLBACK: [&str; 3] = ["write fallback", "sync fallback", "read b
 const SAME_FALLBACK: [&str; 3] = ["read back fallback", "sync fallback", "read back fallback"];
 
 #[test]
-fn before_the_target_is_given_up_the_fallback_names_the_booted_group() {
+fn claim_a3_a4_before_the_target_is_given_up_the_fallback_names_the_booted_group() {
     let seen = effects(Some(&settings("b a", "good", "good")), Some(FACTORY_FALLBACK), "mark-unbootable a");
     compare(seen, &[IN_PLACE_FALLBACK, IN_PLACE_GRUBENV].concat());
 }
 
 #[test]
-fn the_activation_is_one_write_of_the_existing_file() {
+fn claim_a3_a4_the_activation_is_one_write_of_the_existing_file() {
     let seen = effects(Some(FACTORY_GRUBENV), Some(FACTORY_FALLBACK), "activate b");
     compare(seen, &[SAME_FALLBACK, IN_PLACE_GRUBENV].concat());
 }
 
 #[test]
-fn a_commit_is_durable_before_the_fallback_follows() {
+fn claim_a3_a4_a_commit_is_durable_before_the_fallback_follows() {
     let seen = effects(Some(&settings("b a", "good", "2")), Some(FACTORY_FALLBACK), "mark-good b");
     compare(seen, &[IN_PLACE_GRUBENV, IN_PLACE_FALLBACK].concat());
 }
 
 #[test]
-fn a_roll_back_is_durable_before_the_fallback_follows() {
+fn claim_a3_a4_a_roll_back_is_durable_before_the_fallback_follows() {
     let mut fallback = b"# GRUB Environment Block\nfallback=b\n".to_vec();
     fallback.resize(1024, b'#');
     let seen = effects(Some(&settings("b a", "good", "good")), Some(&fallback), "roll-back b");
@@ -151,7 +191,7 @@ fn a_roll_back_is_durable_before_the_fallback_follows() {
 }
 
 #[test]
-fn lost_settings_are_made_anew_under_a_temporary_name_with_the_fallback_in_place() {
+fn claim_a3_lost_settings_are_made_anew_under_a_temporary_name_with_the_fallback_in_place() {
     let anew = [
         "create grubenv.new",
         "write grubenv.new",
@@ -188,7 +228,7 @@ fn activation_fails_when(spoil: &str, error: &str) {
 }
 
 #[test]
-fn a_write_or_sync_or_read_back_that_fails_is_never_a_success() {
+fn claim_a3_a_write_or_sync_or_read_back_that_fails_is_never_a_success() {
     activation_fails_when("pread64:retval=0:when=2", "boot.read-back");
     activation_fails_when("pread64:error=EIO:when=2", "boot.read");
     activation_fails_when("fsync:error=EIO:when=1", "boot.write");

@@ -1,6 +1,8 @@
 //! What the EFI backend asks of the system, call by call: one write for each variable, nothing truncated or renamed; and
 //! what it makes of a firmware that refuses.
 //!
+//! Claims A3 and A4: the commit point is one write of one variable, which the firmware makes atomic.
+//!
 //! The test starts itself under `strace` and compares the whole ordered list of calls on the variables.
 
 #![allow(
@@ -101,19 +103,19 @@ fn compare(seen: Option<Vec<String>>, expected: &[&str]) {
 }
 
 #[test]
-fn an_activation_is_one_write_of_boot_next_and_then_the_mark() {
+fn claim_a3_a4_an_activation_is_one_write_of_boot_next_and_then_the_mark() {
     let marked = ["create BasculeTrial", "write BasculeTrial 11", "sync BasculeTrial"];
     let expected = [&["create BootNext", "write BootNext 6", "sync BootNext"][..], &marked].concat();
     compare(changes(&["mark-unbootable b"], "activate b"), &expected);
 }
 
 #[test]
-fn a_commit_is_one_write_of_the_order() {
+fn claim_a3_a4_a_commit_is_one_write_of_the_order() {
     compare(changes(&["activate b"], "mark-good b"), &["write BootOrder 12", "sync BootOrder"]);
 }
 
 #[test]
-fn giving_a_trial_up_is_one_write_of_the_mark() {
+fn claim_a3_a4_giving_a_trial_up_is_one_write_of_the_mark() {
     let given_up = ["write BasculeTrial 14", "sync BasculeTrial"];
     let before = ["activate b"];
     // Armed and not started yet: the firmware must forget it, too.
@@ -122,11 +124,19 @@ fn giving_a_trial_up_is_one_write_of_the_mark() {
 }
 
 #[test]
-fn a_group_that_is_given_up_leaves_the_order_in_one_write() {
+fn claim_a3_a4_a_group_that_is_given_up_leaves_the_order_in_one_write() {
     let before = ["activate b", "mark-good b"];
     // On a disk, where the order does not become shorter by the write itself, it is cut after it.
     let expected = ["write BootOrder 10", "ftruncate BootOrder", "sync BootOrder"];
     compare(changes(&before, "mark-unbootable a"), &expected);
+}
+
+#[test]
+fn claim_a3_a4_going_back_after_a_commit_is_the_mark_and_then_one_write_of_the_order() {
+    let given_up = ["write BasculeTrial 14", "sync BasculeTrial"];
+    // No start came between: the firmware has not taken the trial's `BootNext` away.
+    let left = ["unlink BootNext", "write BootOrder 10", "ftruncate BootOrder", "sync BootOrder"];
+    compare(changes(&["activate b", "mark-good b"], "roll-back b"), &[&given_up[..], &left].concat());
 }
 
 #[test]
@@ -173,7 +183,7 @@ fn call_fails_when(call: &str, variable: &str, spoil: &str, error: &str) {
 }
 
 #[test]
-fn a_firmware_that_refuses_is_never_a_success() {
+fn claim_a3_a_firmware_that_refuses_is_never_a_success() {
     for (errno, code) in [
         ("ENOSPC", "boot.efi-full"),
         ("EROFS", "boot.efi-refused"),
@@ -189,7 +199,7 @@ fn a_firmware_that_refuses_is_never_a_success() {
 }
 
 #[test]
-fn a_write_that_is_short_or_lost_is_never_a_success() {
+fn claim_a3_a_write_that_is_short_or_lost_is_never_a_success() {
     call_fails_when("mark-good b", "BootOrder", "write:retval=3:when=1", "boot.write");
     call_fails_when("mark-good b", "BootOrder", "write:retval=8:when=1", "boot.read-back");
     call_fails_when("mark-good b", "BootOrder", "fsync:error=EIO:when=1", "boot.write");

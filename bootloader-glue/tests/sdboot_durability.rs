@@ -1,5 +1,7 @@
 //! What the backend asks of the system, call by call: one rename that replaces nothing, then a sync of the directory.
 //!
+//! Claims A3 and A4: the commit point is one rename between two syncs.
+//!
 //! The test starts itself under `strace` and compares the whole ordered list of calls that change the boot partition.
 
 #![allow(
@@ -94,7 +96,7 @@ fn compare(seen: Option<Vec<String>>, expected: &[&str]) {
 }
 
 #[test]
-fn each_act_is_one_rename_that_replaces_nothing_and_a_sync_of_the_file_and_the_directory() {
+fn claim_a3_a4_each_act_is_one_rename_that_replaces_nothing_and_a_sync_of_the_file_and_the_directory() {
     let (a, sync) = ("bascule-4-a.conf", "sync directory");
     compare(
         effects(&[a, "bascule-3-b.conf"], "mark-unbootable b"),
@@ -115,13 +117,13 @@ fn each_act_is_one_rename_that_replaces_nothing_and_a_sync_of_the_file_and_the_d
 }
 
 #[test]
-fn an_act_that_is_done_already_is_synced_all_the_same() {
+fn claim_a3_an_act_that_is_done_already_is_synced_all_the_same() {
     let names = ["bascule-4-a.conf", "bascule-3-b.off"];
     compare(effects(&names, "mark-unbootable b"), &["sync bascule-4-a.conf", "sync bascule-3-b.off", "sync directory"]);
 }
 
 #[test]
-fn a_lost_entry_is_written_and_synced_under_another_name_before_it_is_listed() {
+fn claim_a3_a_lost_entry_is_written_and_synced_under_another_name_before_it_is_listed() {
     compare(
         effects(&["bascule-4-a.conf"], "mark-good b"),
         &[
@@ -140,7 +142,7 @@ fn a_lost_entry_is_written_and_synced_under_another_name_before_it_is_listed() {
 }
 
 #[test]
-fn a_rename_or_a_sync_that_fails_is_never_a_success() {
+fn claim_a3_a_rename_or_a_sync_that_fails_is_never_a_success() {
     let spoiled = [
         ("renameat2:error=EIO:when=1", "boot.write", false),
         ("renameat2:error=EEXIST:when=1", "boot.write", false),

@@ -138,7 +138,7 @@ fn the_uboot_backend_keeps_the_contract() {
 }
 
 #[test]
-fn each_act_changes_exactly_one_copy_and_never_the_newer_one() {
+fn claim_a4_each_act_changes_exactly_one_copy_and_never_the_newer_one() {
     let dir = device();
     // Three hundred acts: the flag comes over its end.
     let mut flags = Vec::new();

@@ -1,6 +1,9 @@
 //! What the U-Boot backend asks of the system, call by call: one write of the older copy, synced and read back past the
 //! page cache before the next file is touched; nothing is truncated, renamed over or created.
 //!
+//! Claims A3 and A4: the commit point is one write of the older copy between two syncs; its checksum and flag make it one
+//! whatever its length (`claim_a4_a_write_torn_at_any_sector_leaves_the_old_choice_or_the_new_one` in `uboot_conformance.rs`).
+//!
 //! The test starts itself under `strace` and compares the whole ordered list of calls on the settings files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where it fails")]
@@ -123,29 +126,29 @@ const SECOND: [&str; 3] = ["write uboot-redund.env", "sync uboot-redund.env", "r
 const NAMED: [&str; 3] = ["write bascule-fallback", "sync bascule-fallback", "read back bascule-fallback"];
 
 #[test]
-fn before_the_target_is_given_up_the_fallback_refuses_it() {
+fn claim_a3_a4_before_the_target_is_given_up_the_fallback_refuses_it() {
     let before = ["mark-unbootable b", "activate b", "mark-good b"];
     compare(effects(&before, "mark-unbootable a"), &[&NAMED, &SECOND]);
 }
 
 #[test]
-fn the_activation_is_one_write_of_the_older_copy() {
+fn claim_a3_a4_the_activation_is_one_write_of_the_older_copy() {
     compare(effects(&["mark-unbootable b"], "activate b"), &[&NAMED, &SECOND]);
 }
 
 #[test]
-fn a_commit_is_durable_before_the_fallback_follows() {
+fn claim_a3_a4_a_commit_is_durable_before_the_fallback_follows() {
     compare(effects(&["mark-unbootable b", "activate b"], "mark-good b"), &[&FIRST, &NAMED]);
 }
 
 #[test]
-fn a_roll_back_is_durable_before_the_fallback_follows() {
+fn claim_a3_a4_a_roll_back_is_durable_before_the_fallback_follows() {
     let before = ["mark-unbootable b", "activate b", "mark-good b"];
     compare(effects(&before, "roll-back b"), &[&SECOND, &NAMED]);
 }
 
 #[test]
-fn what_is_there_already_is_synced_and_looked_at_and_not_written() {
+fn claim_a3_what_is_there_already_is_synced_and_looked_at_and_not_written() {
     let same = ["sync uboot.env", "read back uboot.env"];
     let named = ["read back bascule-fallback", "sync bascule-fallback", "read back bascule-fallback"];
     compare(effects(&["mark-unbootable b"], "mark-unbootable b"), &[&named, &same]);
@@ -172,7 +175,7 @@ fn activation_fails_when(spoil: &str, error: &str) {
 }
 
 #[test]
-fn a_write_or_sync_or_read_back_that_fails_is_never_a_success() {
+fn claim_a3_a_write_or_sync_or_read_back_that_fails_is_never_a_success() {
     activation_fails_when("pread64:error=EIO:when=1", "boot.read");
     activation_fails_when("pread64:retval=0:when=3", "boot.read-back");
     activation_fails_when("pread64:error=EIO:when=3", "boot.read");
