@@ -7,6 +7,7 @@ use bascule_core::{Disposition, Group};
 
 use crate::custom::CustomError;
 use crate::efi::EfiError;
+use crate::gpt::GptError;
 use crate::uboot::config::ConfigError;
 
 /// Why the boot settings could not be read or changed.
@@ -93,6 +94,9 @@ pub enum BootError {
     /// The firmware's variables cannot be used as they are.
     #[error(transparent)]
     Efi(#[from] EfiError),
+    /// The partition table cannot keep the choice as it is.
+    #[error(transparent)]
+    Gpt(#[from] GptError),
     /// An integrator's program did not do what it was asked for.
     #[error(transparent)]
     Custom(#[from] CustomError),
@@ -115,6 +119,7 @@ impl BootError {
             BootError::SeveralLoaders { .. } => "boot.several-loaders",
             BootError::Environment(error) => error.code(),
             BootError::Efi(error) => error.code(),
+            BootError::Gpt(error) => error.code(),
             BootError::Custom(error) => error.code(),
         }
     }
@@ -147,6 +152,7 @@ impl BootError {
             BootError::SeveralLoaders { .. } => "name the loader: `backend` under [boot]".into(),
             BootError::Environment(error) => error.hint(),
             BootError::Efi(error) => error.hint(),
+            BootError::Gpt(error) => error.hint(),
             BootError::Custom(error) => error.hint(),
         }
     }
@@ -167,6 +173,7 @@ impl BootError {
             | BootError::NoRoom { .. }
             | BootError::NoGoodGroup { .. } => Disposition::Person,
             BootError::Efi(error) => error.disposition(),
+            BootError::Gpt(error) => error.disposition(),
             BootError::Custom(error) => error.disposition(),
         }
     }

@@ -19,6 +19,7 @@
 //! | [`uboot`] | the U-Boot backend: the redundant environment, durable writes, and [`uboot::simulator`] of the script we ship |
 //! | [`sdboot`] | the systemd-boot backend: names of boot entries, one rename for each act, and [`sdboot::simulator`] of the loader |
 //! | [`efi`] | the EFI backend: the firmware's own variables, and [`efi::simulator`] of its boot manager |
+//! | [`gpt`] | the GPT backend: ChromeOS-style bits in the attributes of the slots' partition entries, and [`gpt::simulator`] of loaders that read them |
 //! | [`custom`] | the custom backend: an integrator's program that speaks JSON |
 //! | [`conformance`] | the contract of [`BootBackend`] as a suite that every backend runs against its simulator |
 //! | [`disk`] | which group is booted, which partitions are the slots, and opening the one that may be written |
@@ -30,6 +31,7 @@ pub mod custom;
 pub mod disk;
 pub mod efi;
 mod error;
+pub mod gpt;
 pub mod grub;
 mod script;
 pub mod sdboot;
@@ -39,6 +41,7 @@ use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
 pub use custom::CustomBackend;
 pub use efi::EfiBackend;
 pub use error::BootError;
+pub use gpt::GptBackend;
 pub use grub::GrubBackend;
 pub use sdboot::SdBootBackend;
 pub use uboot::UbootBackend;

@@ -27,7 +27,7 @@ const SYSFS_SECTOR: u64 = 512;
 ///
 /// The kernel reads the primary copy, and the backup only when started with `gpt` on its command line. We read the
 /// backup where the primary is damaged, because every entry is held against what the kernel uses before it is believed;
-/// a caller should warn a person unless both are whole. Nothing of ours ever writes a partition table.
+/// a caller should warn a person unless both are whole. Of ours only the backend `gpt` writes one, and of it only attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableCopies {
     /// Both copies are valid and the same.
