@@ -8,6 +8,7 @@ use bascule_core::{Disposition, Group};
 use crate::custom::CustomError;
 use crate::efi::EfiError;
 use crate::gpt::GptError;
+use crate::tryboot::TrybootError;
 use crate::uboot::config::ConfigError;
 
 /// Why the boot settings could not be read or changed.
@@ -97,6 +98,9 @@ pub enum BootError {
     /// The partition table cannot keep the choice as it is.
     #[error(transparent)]
     Gpt(#[from] GptError),
+    /// The firmware's file cannot keep the choice as it is.
+    #[error(transparent)]
+    Tryboot(#[from] TrybootError),
     /// An integrator's program did not do what it was asked for.
     #[error(transparent)]
     Custom(#[from] CustomError),
@@ -120,6 +124,7 @@ impl BootError {
             BootError::Environment(error) => error.code(),
             BootError::Efi(error) => error.code(),
             BootError::Gpt(error) => error.code(),
+            BootError::Tryboot(error) => error.code(),
             BootError::Custom(error) => error.code(),
         }
     }
@@ -153,6 +158,7 @@ impl BootError {
             BootError::Environment(error) => error.hint(),
             BootError::Efi(error) => error.hint(),
             BootError::Gpt(error) => error.hint(),
+            BootError::Tryboot(error) => error.hint(),
             BootError::Custom(error) => error.hint(),
         }
     }
@@ -174,6 +180,7 @@ impl BootError {
             | BootError::NoGoodGroup { .. } => Disposition::Person,
             BootError::Efi(error) => error.disposition(),
             BootError::Gpt(error) => error.disposition(),
+            BootError::Tryboot(error) => error.disposition(),
             BootError::Custom(error) => error.disposition(),
         }
     }

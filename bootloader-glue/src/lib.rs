@@ -20,6 +20,7 @@
 //! | [`sdboot`] | the systemd-boot backend: names of boot entries, one rename for each act, and [`sdboot::simulator`] of the loader |
 //! | [`efi`] | the EFI backend: the firmware's own variables, and [`efi::simulator`] of its boot manager |
 //! | [`gpt`] | the GPT backend: ChromeOS-style bits in the attributes of the slots' partition entries, and [`gpt::simulator`] of loaders that read them |
+//! | [`tryboot`] | the Raspberry Pi backend: `autoboot.txt` and a flag of the reboot, and [`tryboot::simulator`] of the firmware |
 //! | [`custom`] | the custom backend: an integrator's program that speaks JSON |
 //! | [`conformance`] | the contract of [`BootBackend`] as a suite that every backend runs against its simulator |
 //! | [`disk`] | which group is booted, which partitions are the slots, and opening the one that may be written |
@@ -35,6 +36,7 @@ pub mod gpt;
 pub mod grub;
 mod script;
 pub mod sdboot;
+pub mod tryboot;
 pub mod uboot;
 
 use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
@@ -44,6 +46,7 @@ pub use error::BootError;
 pub use gpt::GptBackend;
 pub use grub::GrubBackend;
 pub use sdboot::SdBootBackend;
+pub use tryboot::TrybootBackend;
 pub use uboot::UbootBackend;
 
 /// One way of keeping a boot loader's choice of slot group.
@@ -93,4 +96,13 @@ pub trait BootBackend: Send + Sync {
     /// [`BootError::NoGoodGroup`] when the opposite group is not good; with damaged settings, when the fallback does not
     /// name it.
     fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError>;
+
+    /// What the reboot has to be called with for the loader to start the armed target; `None` for most loaders, and where
+    /// nothing is armed. Asked last of all before the reboot: where the loader keeps no count, this is the count.
+    ///
+    /// # Errors
+    /// When it cannot be counted: then the reboot goes without it, into the group that is good.
+    fn reboot_argument(&self, _booted: BootedGroup) -> Result<Option<&'static str>, BootError> {
+        Ok(None)
+    }
 }

@@ -108,7 +108,7 @@ impl Locked<'_> {
 }
 
 /// Reads past the page cache: directly where the file system can, else after dropping its pages.
-fn read_from_device(path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_from_device(path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     match read_direct(path, offset, length) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             let file = open(path, false, 0)?;
