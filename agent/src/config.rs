@@ -86,13 +86,25 @@ pub enum Backend {
     Uboot,
     /// UEFI firmware that starts kernels itself, through its variables.
     Efi,
+    /// Bits in the partition table.
+    Gpt,
+    /// The Raspberry Pi's firmware, through `autoboot.txt`.
+    RpiTryboot,
     /// An integrator's program.
     Custom,
 }
 
 impl Backend {
     /// All of them.
-    pub const ALL: [Backend; 5] = [Backend::Grub, Backend::SystemdBoot, Backend::Uboot, Backend::Efi, Backend::Custom];
+    pub const ALL: [Backend; 7] = [
+        Backend::Grub,
+        Backend::SystemdBoot,
+        Backend::Uboot,
+        Backend::Efi,
+        Backend::Gpt,
+        Backend::RpiTryboot,
+        Backend::Custom,
+    ];
 
     /// Its name in the configuration.
     #[must_use]
@@ -102,6 +114,8 @@ impl Backend {
             Backend::SystemdBoot => "systemd-boot",
             Backend::Uboot => "uboot",
             Backend::Efi => "efi",
+            Backend::Gpt => "gpt",
+            Backend::RpiTryboot => "rpi-tryboot",
             Backend::Custom => "custom",
         }
     }

@@ -300,7 +300,7 @@ impl Parts {
     pub fn find(paths: &Paths, config: &Config) -> Result<Self, DeviceError> {
         let release = read_release(paths)?;
         let layout = locate(&sysfs(paths), &slot_table(config)?)?;
-        let loader = Loader::new(paths, &config.boot);
+        let loader = Loader::new(paths, &config.boot, &layout);
         let boot_id = BootId(read_text(paths.boot_id())?.trim().to_owned());
         Ok(Parts { release, layout, loader, boot_id })
     }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
+use bascule_boot::BootBackend as _;
 use bascule_core::{
     Action, Decision, ErrorReport, Health, Observed, Phase, PreparationFailure, Refusal, Request, State, Step,
     Transfer, decide,
@@ -364,7 +365,13 @@ impl Engine {
         if let Some(wait) = self.reboot_is_locked() {
             return Ok(Next::Wait(wait));
         }
-        reboot::reboot(&self.device.paths, names::state_name(&self.device.record().state));
+        let argument = self.device.loader.reboot_argument(self.device.booted()).unwrap_or_else(|error| {
+            // Going on is safe: without it the loader starts the group that is good.
+            let code = error.code();
+            tracing::error!(code, error = &error as &dyn std::error::Error, "the armed group cannot be started");
+            None
+        });
+        reboot::reboot(&self.device.paths, names::state_name(&self.device.record().state), argument);
         Ok(Next::End(End::Reboot))
     }
 

@@ -6,6 +6,8 @@
 //! | `systemd-boot` | `loader/loader.conf` there, and an entry whose name is ours |
 //! | `uboot` | `boot.scr` there, and `/etc/fw_env.config` |
 //! | `efi` | firmware variables with load options of ours, and a group's kernel on the boot partition |
+//! | `rpi-tryboot` | `autoboot.txt` with `tryboot_a_b` there |
+//! | `gpt` | never: its bits may be those of others |
 //! | `custom` | never: its program is named in the configuration |
 //!
 //! It is looked for when it is first needed, not when a program starts: rollback-health runs before the boot partition is
@@ -17,10 +19,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bascule_boot::custom::CustomBackend;
-use bascule_boot::disk::partition_guid;
+use bascule_boot::disk::{Layout, Slot, SlotTable, partition_guid};
 use bascule_boot::efi::option::Program;
 use bascule_boot::efi::{EfiBackend, EfiError};
+use bascule_boot::gpt::{GptBackend, SlotEntry};
 use bascule_boot::sdboot::names::{self, Kind, Owner};
+use bascule_boot::tryboot::{self, ThisBoot, TrybootBackend, TrybootError};
 use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
 use bascule_boot::{BootBackend, BootError, GrubBackend, SdBootBackend, UbootBackend};
 use bascule_core::boot_set::{SET_KERNEL, boot_set};
@@ -35,6 +39,10 @@ use crate::paths::Paths;
 
 /// How long an integrator's program may take.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(30);
+/// The role of the partitions that the Raspberry Pi's firmware starts.
+const BOOT_ROLE: &str = "boot";
+/// The role of the partitions that a ChromeOS-style loader starts, where they are not the roots.
+const KERNEL_ROLE: &str = "kernel";
 /// A `fw_env.config` is shorter, in bytes.
 const ENVIRONMENT_LIMIT: u64 = 64 << 10;
 
@@ -67,7 +75,18 @@ pub fn look(paths: &Paths, config: &BootConfig) -> Vec<Mark> {
         mark(Backend::SystemdBoot, both(there(partition.join("loader/loader.conf")), has_entries(&partition))),
         mark(Backend::Uboot, both(there(partition.join("boot.scr")), there(paths.resolve(&config.environment)))),
         mark(Backend::Efi, both(has_kernel(&partition), has_load_options(&paths.firmware_variables()))),
+        mark(Backend::RpiTryboot, has_two_partitions(&partition.join(tryboot::FILE))),
     ]
+}
+
+/// The firmware's file may also be there for one partition alone.
+fn has_two_partitions(file: &Path) -> (bool, String) {
+    let text = durable::read_bounded(file, ENVIRONMENT_LIMIT);
+    match text.map(|text| String::from_utf8_lossy(&text).lines().any(|line| line.trim() == "tryboot_a_b=1")) {
+        Ok(true) => (true, format!("{} is for two partitions", file.display())),
+        Ok(false) => (false, format!("{} is not for two partitions", file.display())),
+        Err(_) => (false, format!("there is no {}", file.display())),
+    }
 }
 
 fn has_entries(partition: &Path) -> (bool, String) {
@@ -99,14 +118,15 @@ fn has_load_options(variables: &Path) -> (bool, String) {
 pub struct Loader {
     paths: Paths,
     config: BootConfig,
+    layout: Layout,
     found: OnceLock<(Backend, Box<dyn BootBackend>)>,
 }
 
 impl Loader {
     /// Looks at nothing yet.
     #[must_use]
-    pub fn new(paths: &Paths, config: &BootConfig) -> Self {
-        Loader { paths: paths.clone(), config: config.clone(), found: OnceLock::new() }
+    pub fn new(paths: &Paths, config: &BootConfig, layout: &Layout) -> Self {
+        Loader { paths: paths.clone(), config: config.clone(), layout: layout.clone(), found: OnceLock::new() }
     }
 
     /// Where the loader takes a group's boot files from, when it cannot read them in the slot. Whoever prepared the slot puts
@@ -135,7 +155,7 @@ impl Loader {
     /// Whether the loader cannot count: it starts a new system once, whatever it is asked for.
     #[must_use]
     pub fn tries_once(&self) -> bool {
-        self.found().is_ok_and(|(backend, _)| *backend == Backend::Efi)
+        self.found().is_ok_and(|(backend, _)| matches!(backend, Backend::Efi | Backend::RpiTryboot))
     }
 
     /// Whether systemd itself knows how to commit under this loader, with `systemd-bless-boot.service`.
@@ -182,11 +202,32 @@ impl Loader {
             Backend::SystemdBoot => Box::new(SdBootBackend::new(directory, Kind::Text)),
             Backend::Uboot => Box::new(UbootBackend::new(self.environment()?, directory)?),
             Backend::Efi => Box::new(EfiBackend::new(self.paths.firmware_variables())),
+            Backend::Gpt => Box::new(self.gpt()?),
+            Backend::RpiTryboot => {
+                let partitions = self.both(BOOT_ROLE, |slot| slot.partition).ok_or(TrybootError::NoSlots)?;
+                let this_boot = ThisBoot { boot_id: self.paths.boot_id(), bootloader: self.paths.firmware_start() };
+                Box::new(TrybootBackend::new(&directory, partitions, this_boot))
+            }
             Backend::Custom => {
                 let program = self.config.program.clone().unwrap_or_default();
                 Box::new(CustomBackend::new(self.paths.resolve(&program), PROGRAM_DEADLINE))
             }
         })
+    }
+
+    /// The bits are those of the partitions that the loader starts: kernels, or the roots that hold them.
+    fn gpt(&self) -> Result<GptBackend, BootError> {
+        let entry = |slot: &Slot| SlotEntry { number: slot.partition, guid: slot.partuuid.clone() };
+        let slots = self.both(KERNEL_ROLE, entry).or_else(|| self.both(SlotTable::ROOT, entry));
+        let slots =
+            slots.ok_or_else(|| BootError::NoLoader { looked: "there are no slots of the role root".into() })?;
+        Ok(GptBackend::new(self.layout.disk.device.clone(), self.layout.disk.sector_size, slots))
+    }
+
+    /// Something of both slots of a role.
+    fn both<T>(&self, role: &str, of: impl Fn(&Slot) -> T) -> Option<[T; 2]> {
+        let [a, b] = Group::ALL.map(|group| self.layout.slot(role, group).map(&of));
+        Some([a?, b?])
     }
 
     fn environment(&self) -> Result<EnvConfig, BootError> {
@@ -264,6 +305,10 @@ impl BootBackend for Loader {
     fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError> {
         self.found()?.1.roll_back(booted)
     }
+
+    fn reboot_argument(&self, booted: BootedGroup) -> Result<Option<&'static str>, BootError> {
+        self.found()?.1.reboot_argument(booted)
+    }
 }
 
 /// The target's load option has to start the kernel that is written, from the partition that is mounted there.
@@ -291,6 +336,7 @@ fn directory(paths: &Paths, config: &BootConfig, backend: Backend) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use bascule_boot::disk::SlotRole;
     use bascule_boot::disk::rehearsal::machine;
     use bascule_boot::efi::option::{LoadOption, Partition};
     use bascule_hooks::{KeepList, SetPlaces};
@@ -303,9 +349,9 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    fn config() -> BootConfig {
+    fn config(backend: Option<Backend>) -> BootConfig {
         BootConfig {
-            backend: None,
+            backend,
             directory: None,
             environment: "/etc/fw_env.config".into(),
             program: None,
@@ -314,8 +360,65 @@ mod tests {
         }
     }
 
+    /// A machine in a folder beside the root, with slots of these roles.
+    fn layout(roles: &[(&str, u32, u32)]) -> (tempfile::TempDir, Layout) {
+        let dir = tempfile::tempdir().unwrap();
+        let (sysfs, _) = bascule_boot::disk::rehearsal::machine(dir.path(), "nvme0n1", 64 << 10).unwrap();
+        let number = |number: u32| format!("partnum:{number}").parse().unwrap();
+        let role =
+            |(role, a, b): &(&str, u32, u32)| SlotRole { role: (*role).to_owned(), a: number(*a), b: number(*b) };
+        let table = SlotTable { roles: roles.iter().map(role).collect() };
+        let layout = bascule_boot::disk::locate(&sysfs, &table).unwrap();
+        (dir, layout)
+    }
+
     fn found(root: &Path) -> Result<Backend, BootError> {
-        Loader::new(&Paths::under(root), &config()).detect()
+        let (_machine, layout) = layout(&[("root", 3, 4)]);
+        Loader::new(&Paths::under(root), &config(None), &layout).detect()
+    }
+
+    #[test]
+    fn a_raspberry_pi_is_found_by_its_file_for_two_partitions_and_told_to_start_the_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        put(root, "boot/efi/autoboot.txt", "[all]\nboot_partition=2\n");
+        assert_eq!(found(root).unwrap_err().code(), "boot.no-loader", "it is for one partition");
+        let file = String::from_utf8(TrybootBackend::factory([1, 2])).unwrap();
+        put(root, "boot/efi/autoboot.txt", &file);
+        assert_eq!(found(root).unwrap(), Backend::RpiTryboot);
+        let boot_id = "00000001-0000-4000-8000-000000000000";
+        put(root, "proc/sys/kernel/random/boot_id", boot_id);
+        let (_machine, bare) = layout(&[("root", 3, 4)]);
+        let loader = Loader::new(&Paths::under(root), &config(None), &bare);
+        let booted = bare.booted;
+        assert_eq!(loader.view(booted).unwrap_err().code(), "boot.tryboot-no-slots");
+        let (_machine, whole) = layout(&[("root", 3, 4), ("boot", 1, 2)]);
+        let loader = Loader::new(&Paths::under(root), &config(None), &whole);
+        assert_eq!((loader.reboot_argument(booted).unwrap(), loader.tries_once()), (None, true));
+        loader.activate(booted.target(), Tries::ONE).unwrap();
+        assert_eq!(loader.reboot_argument(booted).unwrap(), Some("0 tryboot"));
+        let text = fs::read_to_string(root.join("boot/efi/autoboot.txt")).unwrap();
+        assert!(text.contains(&format!("b=sent {boot_id}\n")), "{text}");
+    }
+
+    #[test]
+    fn the_partition_table_keeps_the_choice_only_where_it_is_named() {
+        use bascule_core::BootStatus::{Good, Unbootable};
+        let dir = tempfile::tempdir().unwrap();
+        assert!(look(&Paths::under(dir.path()), &config(None)).iter().all(|mark| mark.backend != Backend::Gpt));
+        let numbers = [("root", 3, 4), ("kernel", 1, 2)];
+        for roles in [&numbers[..1], &numbers] {
+            let (_machine, layout) = layout(roles);
+            let loader = Loader::new(&Paths::under(dir.path()), &config(Some(Backend::Gpt)), &layout);
+            loader.mark_good(layout.booted).unwrap();
+            let view = loader.view(layout.booted).unwrap();
+            assert_eq!((loader.name(), view.a, view.b), ("gpt", Good, Unbootable));
+            assert_eq!((loader.tries_once(), loader.reboot_argument(layout.booted).unwrap()), (false, None));
+            let image = fs::read(&layout.disk.device).unwrap();
+            let (_, [a, b]) = roles.last().map(|(role, a, b)| (role, [*a, *b])).unwrap();
+            let bits = bascule_boot::gpt::bits_of_image(&image, 512, [a, b]).unwrap();
+            assert!(bits[0].successful && !bits[1].may_start(), "{roles:?}: {bits:?}");
+        }
     }
 
     #[test]
@@ -323,8 +426,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         machine(root, "vda", 1 << 20).unwrap();
-        let config = BootConfig { backend: Some(Backend::Efi), ..config() };
-        let loader = Loader::new(&Paths::under(root), &config);
+        let (_machine, layout) = layout(&[("root", 3, 4)]);
+        let loader = Loader::new(&Paths::under(root), &config(Some(Backend::Efi)), &layout);
         let target = BootedGroup::proven(Group::A).target();
         let code = || loader.sets(target).map(|sets| sets.map(|sets| sets.prepared)).map_err(|error| error.code());
         // Written where the entry says, once the boot partition is mounted: until then it would be the root's.

@@ -93,6 +93,12 @@ impl Paths {
         self.firmware_variables().join("LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
     }
 
+    /// What the Raspberry Pi's firmware says about this start.
+    #[must_use]
+    pub fn firmware_start(&self) -> PathBuf {
+        self.root.join("proc/device-tree/chosen/bootloader")
+    }
+
     /// Seconds since this boot, and idle seconds.
     #[must_use]
     pub fn uptime(&self) -> PathBuf {

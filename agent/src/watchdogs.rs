@@ -117,7 +117,7 @@ fn blind(paths: &Paths, fault: &ErrorReport) -> Result<(), DeviceError> {
         say_alive();
     }
     say_alive();
-    reboot::reboot(paths, "a system on trial that cannot be judged");
+    reboot::reboot(paths, "a system on trial that cannot be judged", None);
     Ok(())
 }
 
@@ -186,11 +186,12 @@ fn on_trial(paths: &Paths, loader: &dyn BootBackend, booted: BootedGroup) -> Opt
 
 /// `bascule.trial=N`: the loader counted a try for this start and has N left; empty where it counted none. systemd-boot
 /// cannot say so there, and leaves a variable. Firmware that starts kernels itself counts nothing: there our own mark says
-/// which group's trial was begun, and the command line which group was started.
+/// which group's trial was begun, and the command line which group was started. The Raspberry Pi's says it in the device tree.
 fn on_trial_by_command_line(paths: &Paths) -> bool {
     let line = durable::read_bounded(&paths.command_line(), COMMAND_LINE_LIMIT).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).into_owned();
-    if paths.boot_count().exists() {
+    let tryboot = durable::read_bounded(&paths.firmware_start().join("tryboot"), COMMAND_LINE_LIMIT);
+    if paths.boot_count().exists() || tryboot.is_ok_and(|flag| flag == 1u32.to_be_bytes()) {
         return true;
     }
     let values = |name: &'static str| {
@@ -244,7 +245,7 @@ fn go_back(paths: &Paths, config: &Config, loader: &dyn BootBackend, booted: Boo
     }
     say_alive();
     // Rebooting without the loader's consent is safe: each start of a system on trial costs a try, and then it falls back.
-    reboot::reboot(paths, "no verdict before the deadline");
+    reboot::reboot(paths, "no verdict before the deadline", None);
 }
 
 /// Whether the daemon has decided to go back: its hooks have their own time for that.

@@ -111,8 +111,8 @@ fn device(reader: &mut Reader<'_>, section: &Section<'_>) -> DeviceConfig {
 
 fn boot(reader: &mut Reader<'_>, section: &Section<'_>) -> BootConfig {
     let tries = reader.integer(section, "tries", 1, u32::from(Tries::MAX));
-    let [grub, sdboot, uboot, efi, custom] = Backend::ALL.map(|backend| (backend.name(), Some(backend)));
-    let backend = reader.word(section, "backend", &[("auto", None), grub, sdboot, uboot, efi, custom]).flatten();
+    let named = Backend::ALL.map(|backend| (backend.name(), Some(backend)));
+    let backend = reader.word(section, "backend", &[&[("auto", None)][..], &named].concat()).flatten();
     let program = reader.path(section, "program");
     if let (Some(Backend::Custom), None, Some(entry)) = (backend, &program, section.entry("backend")) {
         let hint = "name the program that knows the loader: `program = \"/usr/lib/board/boot-choice\"`";
