@@ -10,7 +10,7 @@ use bascule_boot::disk::{DiskError, Layout, Slot, SlotRole, SlotTable, Sysfs, lo
 use bascule_boot::{BootBackend, BootError};
 use bascule_core::{
     Action, BootId, BootView, BootedGroup, Deployment, Disposition, ErrorReport, Health, Observed, Phase, Policy,
-    Record, Stamp, State, Step, Tries,
+    Record, Settings, Stamp, State, Step, Tries,
 };
 
 use crate::clock;
@@ -186,13 +186,31 @@ impl Device {
                 self.finish_commit(step)?;
                 self.record_step(step)?;
             }
-            Action::MarkUnbootable => self.loader.mark_unbootable(booted.target())?,
+            Action::MarkUnbootable => self.repairing(|loader| loader.mark_unbootable(booted.target()))?,
             Action::Activate => self.loader.activate(booted.target(), self.tries())?,
-            Action::MarkGood => self.loader.mark_good(booted)?,
+            Action::MarkGood => self.repairing(|loader| loader.mark_good(booted))?,
             Action::RollBack => self.loader.roll_back(booted)?,
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// An act that makes damaged settings anew: the story says so, for afterwards nobody can see it any more.
+    fn repairing(&self, act: impl FnOnce(&Loader) -> Result<(), BootError>) -> Result<(), BootError> {
+        let are = |settings| self.view().is_ok_and(|view| view.settings == settings);
+        let were_damaged = are(Settings::Damaged);
+        act(&self.loader)?;
+        if were_damaged && are(Settings::Intact) {
+            let words =
+                format!("the boot settings were damaged and are made anew: group {} runs", self.booted().group());
+            tracing::warn!(booted = self.booted().group().letter(), "damaged boot settings were made anew");
+            let record = self.record();
+            let last = || record.history.last().map(|entry| &entry.deployment);
+            if let Some(deployment) = record.state.deployment().or_else(last) {
+                self.tell_of(deployment, "repaired", words, Vec::new());
+            }
+        }
+        Ok(())
     }
 
     /// A cut in the middle of marking good leaves the commit's one write done and the loader's fallback on the old

@@ -37,7 +37,8 @@ pub struct Event {
     pub boot: String,
     /// The version that was running.
     pub running: String,
-    /// What happened, in a word: a step of the record, or `started`, `attempt-failed`, `check-round`, `hook`, `fallback`.
+    /// What happened, in a word: a step of the record, or `started`, `attempt-failed`, `check-round`, `hook`, `fallback`,
+    /// `repaired`.
     pub what: String,
     /// The same for people, with numbers and reasons.
     pub detail: String,

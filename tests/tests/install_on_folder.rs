@@ -53,6 +53,24 @@ fn a_good_system_is_installed_and_committed() {
 }
 
 #[test]
+fn settings_that_were_damaged_at_rest_are_made_anew_and_the_story_says_so_once() {
+    let (_vendor, next, mut device) = device(Temper::Good);
+    assert!(device.install(&next.bundle).unwrap().wants_reboot());
+    device.settle(5).unwrap();
+    fs::write(device.grubenv(), [0u8; 1024]).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(device.boot().unwrap(), Boot::Up { group: Group::B, .. }));
+        device.run().unwrap();
+    }
+    assert!(fs::read(device.grubenv()).unwrap().starts_with(b"# GRUB Environment Block\norder=b a\n"));
+    let id = device.record().unwrap().history.last().unwrap().deployment.id.0.clone();
+    let story = fs::read_to_string(device.state().join(format!("deployments/{id}.jsonl"))).unwrap();
+    let told: Vec<&str> = story.lines().filter(|line| line.contains("\"repaired\"")).collect();
+    assert_eq!(told.len(), 1, "{story}");
+    assert!(told[0].contains("the boot settings were damaged and are made anew: group b runs"), "{story}");
+}
+
+#[test]
 fn an_unhealthy_system_is_rolled_back_denied_and_refused_when_it_is_offered_again() {
     let (_vendor, next, mut device) = device(Temper::Unhealthy);
     assert!(device.install(&next.bundle).unwrap().wants_reboot());
