@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bascule_core::Group;
 use bascule_image::disk::{DiskSpec, Loader, Sizes, SlotContent, create_disk};
 
 use crate::Images;
@@ -15,6 +16,16 @@ const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// The second of the year 2023 that all time stamps get.
 const EPOCH: u64 = 1_700_000_000;
+
+/// How large the partitions are.
+const SIZES: Sizes = Sizes { esp: 128 * MIB, slot: 512 * MIB, data: 64 * MIB };
+/// The second partition, which lies between the boot partition and the slots.
+const SECOND: u64 = MIB;
+
+/// Where the boot partition begins on a factory disk, and its size; in bytes.
+pub(crate) const BOOT_PARTITION: (u64, u64) = (MIB, SIZES.esp);
+/// Where the data partition begins, in bytes.
+pub(crate) const DATA_PARTITION: u64 = MIB + SIZES.esp + SECOND + 2 * SIZES.slot;
 
 /// The loaders that the demo knows, as its command line names them.
 pub const LOADERS: [(&str, Loader); 5] = [
@@ -67,16 +78,27 @@ pub fn finish(machine: &mut Machine) -> Result<()> {
     if machine.loader() != Loader::Efi {
         return Ok(());
     }
+    make_load_options(machine, Group::A)
+}
+
+/// Makes both load options, with `first` first in the firmware's order and the other one not in it; the machine starts with
+/// that group's root for it.
+///
+/// # Errors
+/// Like [`finish`].
+pub(crate) fn make_load_options(machine: &mut Machine, first: Group) -> Result<()> {
     let root = "root=PARTUUID=$(blkid -s PARTUUID -o value /dev/disk/by-partlabel/root-$group)";
     let arguments = format!("{root} rootwait panic=-1 quiet console=ttyS0 bascule.group=$group");
     let create = format!(
         "efibootmgr -q -$how -b BA5$group -d /dev/nvme0n1 -p 1 -L \"Bascule $group\" -l \"\\\\bascule\\\\$group\\\\linux\" -u \"{arguments}\""
     );
-    machine.start_kernel("root=/dev/nvme0n1p3 rootwait panic=-1 quiet console=ttyS0")?;
+    let partition = if first == Group::A { 3 } else { 4 };
+    machine.start_kernel(&format!("root=/dev/nvme0n1p{partition} rootwait panic=-1 quiet console=ttyS0"))?;
     machine.wait_ready(PATIENCE)?;
     // -c puts it first into the order, -C does not put it there. EDK II takes the lowest number that is not in the order for
     // an entry of its own, whether there is an entry of that number or not: ours have high ones.
-    machine.succeed(&format!("group=b how=C; {create} && group=a how=c; {create} && efibootmgr"))?;
+    let (second, first) = (first.opposite().letter(), first.letter());
+    machine.succeed(&format!("group={second} how=C; {create} && group={first} how=c; {create} && efibootmgr"))?;
     machine.begin("systemctl poweroff")?;
     machine.wait_for_stop(PATIENCE).map(drop)
 }
@@ -96,7 +118,7 @@ pub fn create(images: &Images, loader: Loader, system: &str, to: &Path) -> Resul
         },
         loader,
         grub_modules: None,
-        sizes: Sizes { esp: 128 * MIB, slot: 512 * MIB, data: 64 * MIB },
+        sizes: SIZES,
         seed: "bascule demo".into(),
         epoch: EPOCH,
     };

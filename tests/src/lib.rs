@@ -6,6 +6,7 @@ pub mod fuzz;
 mod http;
 mod images;
 mod machine;
+pub mod matrix;
 mod ping;
 pub mod powercut;
 pub mod rehearsal;
@@ -13,7 +14,7 @@ mod timeline;
 
 pub use http::{Fault, HttpServer, Request};
 pub use images::{DemoSystem, Images};
-pub use machine::{Boot, CommandOutput, Machine, MachineBuilder, Stopped};
+pub use machine::{Boot, CommandOutput, Machine, MachineBuilder, Snapshot, Stopped, WriteLogs};
 pub use ping::{PingReport, PingWatch, Pong};
 pub use timeline::Timeline;
 pub mod scenes;

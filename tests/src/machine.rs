@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use commands::CommandOutput;
 use commands::Commands;
+pub(crate) use host::copy_sparse;
 use serial::Serial;
 
 use bascule_image::disk::Loader;
@@ -64,9 +65,28 @@ pub struct MachineBuilder {
     scene: String,
     images: Images,
     factory: Option<(Loader, String)>,
+    copy: Option<(Loader, Snapshot)>,
     boot: Boot,
     memory_mib: u32,
     watchdog: bool,
+}
+
+/// A machine's disk and its firmware's variables as they were at one moment, in two files.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The disk image.
+    pub disk: PathBuf,
+    /// The variables.
+    pub variables: PathBuf,
+}
+
+/// Where QEMU logs every write and flush, in the format of the kernel's dm-log-writes.
+#[derive(Debug, Clone)]
+pub struct WriteLogs {
+    /// Those of the disk.
+    pub disk: PathBuf,
+    /// Those of the flash chip with the firmware's variables.
+    pub variables: PathBuf,
 }
 
 /// A machine with a disk of its own. It is off until [`Machine::start`], and its QEMU is killed when it is dropped.
@@ -100,6 +120,14 @@ impl MachineBuilder {
     pub fn factory(mut self, loader: Loader, system: &str) -> Self {
         self.boot = factory::boot(loader);
         self.factory = Some((loader, system.to_owned()));
+        self
+    }
+
+    /// Begins with copies of these instead of as it left the factory.
+    #[must_use]
+    pub fn copy_of(mut self, loader: Loader, snapshot: &Snapshot) -> Self {
+        self.boot = factory::boot(loader);
+        self.copy = Some((loader, snapshot.clone()));
         self
     }
 
@@ -141,12 +169,20 @@ impl MachineBuilder {
             boot: self.boot,
             memory_mib: self.memory_mib,
             watchdog: self.watchdog,
-            loader: self.factory.as_ref().map_or(Loader::Grub, |(loader, _)| *loader),
+            loader: match (&self.copy, &self.factory) {
+                (Some((loader, _)), _) | (None, Some((loader, _))) => *loader,
+                (None, None) => Loader::Grub,
+            },
             ping_port: host::free_port()?,
             boots: 0,
             running: None,
             scratch,
         };
+        if let Some((_, snapshot)) = &self.copy {
+            host::copy_sparse(&snapshot.disk, &machine.disk())?;
+            std::fs::copy(&snapshot.variables, machine.variables()).context("cannot copy the variables")?;
+            return Ok(machine);
+        }
         match &self.factory {
             Some((loader, system)) => factory::create(&machine.images, *loader, system, &machine.disk())?,
             None => host::copy_sparse(&machine.images.disk, &machine.disk())?,
@@ -164,6 +200,7 @@ impl Machine {
             scene: scene.to_owned(),
             images: images.clone(),
             factory: None,
+            copy: None,
             boot: Boot::Firmware,
             memory_mib: 512,
             watchdog: false,
@@ -199,7 +236,25 @@ impl Machine {
     /// # Errors
     /// When it is on already or QEMU does not start.
     pub fn start(&mut self) -> Result<()> {
-        self.start_by(&self.boot.clone())
+        self.start_by(&self.boot.clone(), None)
+    }
+
+    /// Switches it on for one boot in which every write of its disk and of its variables is logged.
+    ///
+    /// # Errors
+    /// Like [`Machine::start`].
+    pub fn start_logged(&mut self, logs: &WriteLogs) -> Result<()> {
+        self.start_by(&self.boot.clone(), Some(logs))
+    }
+
+    /// Copies the disk and the variables as they are now; the machine is off.
+    ///
+    /// # Errors
+    /// When it is on, or the copies cannot be made.
+    pub fn snapshot(&self, snapshot: &Snapshot) -> Result<()> {
+        ensure!(self.running.is_none(), "the machine is on");
+        host::copy_sparse(&self.disk(), &snapshot.disk)?;
+        std::fs::copy(self.variables(), &snapshot.variables).context("cannot copy the variables").map(drop)
     }
 
     /// Switches it on for one boot in which its firmware is given the demo's kernel, whatever it would start by itself.
@@ -207,10 +262,10 @@ impl Machine {
     /// # Errors
     /// Like [`Machine::start`].
     pub fn start_kernel(&mut self, command_line: &str) -> Result<()> {
-        self.start_by(&Boot::FirmwareKernel { command_line: command_line.to_owned() })
+        self.start_by(&Boot::FirmwareKernel { command_line: command_line.to_owned() }, None)
     }
 
-    fn start_by(&mut self, boot: &Boot) -> Result<()> {
+    fn start_by(&mut self, boot: &Boot, logs: Option<&WriteLogs>) -> Result<()> {
         ensure!(self.running.is_none(), "the machine is on already");
         self.boots += 1;
         let socket = host::command_socket(self.scratch.path())?;
@@ -225,6 +280,7 @@ impl Machine {
             ping_port: self.ping_port,
             command_socket: socket.path(),
             watchdog: self.watchdog,
+            logs,
         })?;
         let mut qemu = command.spawn().context("cannot start qemu-system-x86_64")?;
         let console_input = qemu.stdin.take().context("QEMU has no input")?;
@@ -440,7 +496,17 @@ impl Machine {
         self.running.as_mut().context("the machine is off")
     }
 
-    fn variables(&self) -> PathBuf {
+    /// Puts the firmware's variables back to those of a new machine, as an empty battery does.
+    ///
+    /// # Errors
+    /// When the firmware's template cannot be copied.
+    pub fn forget_variables(&self) -> Result<()> {
+        std::fs::copy(qemu::firmware("VARS")?, self.variables()).context("cannot copy the variables").map(drop)
+    }
+
+    /// The firmware's variables, as the flash chip holds them; to be read or changed only while it is off.
+    #[must_use]
+    pub fn variables(&self) -> PathBuf {
         self.scratch.path().join("variables.fd")
     }
 

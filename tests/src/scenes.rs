@@ -6,7 +6,7 @@
 mod agents;
 mod boot_files;
 mod delta;
-mod guest;
+pub(crate) mod guest;
 mod hangs;
 mod wire;
 
@@ -54,11 +54,7 @@ impl Stage {
     /// # Errors
     /// Like [`Stage::set`].
     pub fn set_with(scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<Stage> {
-        let images = Images::load()?;
-        let server = HttpServer::serve(&images.directory)?;
-        let machine = make(Machine::builder(scene, &images)).build()?;
-        let timeline = Timeline::begin(&machine.logs().join("timeline.txt"))?;
-        let mut stage = Stage { images, machine, server, timeline, earlier_boots: 0 };
+        let mut stage = Stage::dark(scene, make)?;
         stage.timeline.heading("The device starts");
         stage.starts()?;
         Ok(stage)
@@ -75,6 +71,30 @@ impl Stage {
         self.machine.kill()?;
         self.machine = make(Machine::builder(scene, &self.images)).build()?;
         self.starts()
+    }
+
+    /// Puts a device on the stage that is off and stays so; the one before it is switched off. Its logs go to a folder named
+    /// `scene`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn put(&mut self, scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<()> {
+        self.earlier_boots = self.boots();
+        self.machine.kill().ok();
+        self.machine = make(Machine::builder(scene, &self.images)).build()?;
+        Ok(())
+    }
+
+    /// Sets a stage whose first device is off.
+    ///
+    /// # Errors
+    /// When images are missing or the device cannot be made.
+    pub fn dark(scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<Stage> {
+        let images = Images::load()?;
+        let server = HttpServer::serve(&images.directory)?;
+        let machine = make(Machine::builder(scene, &images)).build()?;
+        let timeline = Timeline::begin(&machine.logs().join("timeline.txt"))?;
+        Ok(Stage { images, machine, server, timeline, earlier_boots: 0 })
     }
 
     /// How often a device was started on this stage.
@@ -260,7 +280,7 @@ impl Stage {
         Ok(())
     }
 
-    fn follow_into_target(&mut self, before: &Value) -> Result<()> {
+    pub(crate) fn follow_into_target(&mut self, before: &Value) -> Result<()> {
         let starts = self.machine.follow_resets_until_ready(1, PATIENCE)?;
         ensure!(starts == 1, "the new system came up at start {starts}");
         let status = self.status()?;

@@ -22,7 +22,7 @@ struct Command {
     run: fn(&[String]) -> Result<ExitCode>,
 }
 
-const COMMANDS: [Command; 10] = [
+const COMMANDS: [Command; 11] = [
     Command {
         name: "setup",
         arguments: "[--no-install]",
@@ -41,6 +41,12 @@ const COMMANDS: [Command; 10] = [
         arguments: "",
         about: "a device updates itself, refuses and comes back",
         run: scenes::demo,
+    },
+    Command {
+        name: "matrix",
+        arguments: "[--loader L] [SCENARIO...]",
+        about: "every way to fail on one real loader, each held against how it has to end; about ten minutes",
+        run: scenes::matrix,
     },
     Command {
         name: "test",

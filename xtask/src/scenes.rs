@@ -26,11 +26,12 @@ pub(crate) fn vm(arguments: &[String]) -> Result<ExitCode> {
 
 /// Shows the whole main job as a timeline.
 pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
-    if arguments.iter().any(|argument| argument == "uboot") {
-        setup::ensure_for_uboot()?;
-        image::uboot::ensure()?;
-    }
-    start("demo", arguments)
+    with_loader("demo", arguments)
+}
+
+/// Plays every scenario on one loader.
+pub(crate) fn matrix(arguments: &[String]) -> Result<ExitCode> {
+    with_loader("matrix", arguments)
 }
 
 /// Measures.
@@ -53,6 +54,15 @@ pub(crate) fn prepare() -> Result<image::Images> {
     setup::ensure()?;
     cargo::build_programs()?;
     image::ensure()
+}
+
+/// A program that may be asked for U-Boot, which then has to be built.
+fn with_loader(program: &str, arguments: &[String]) -> Result<ExitCode> {
+    if arguments.iter().any(|argument| argument == "uboot") {
+        setup::ensure_for_uboot()?;
+        image::uboot::ensure()?;
+    }
+    start(program, arguments)
 }
 
 fn start(program: &str, arguments: &[String]) -> Result<ExitCode> {

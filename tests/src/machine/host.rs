@@ -56,7 +56,7 @@ pub(super) fn accept(listener: &UnixListener, qemu: &mut Child) -> Result<UnixSt
 }
 
 /// Copies a disk image and leaves its holes holes.
-pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
     let mut command = Command::new("cp");
     let status = command.args(["--sparse=always", "--reflink=auto", "--"]).arg(from).arg(to).status()?;
     ensure!(status.success(), "cannot copy {}", from.display());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::Boot;
+use super::{Boot, WriteLogs};
 
 /// How long a guest may take to say something under KVM before it counts as unusable.
 const KVM_PATIENCE: Duration = Duration::from_secs(2);
@@ -25,6 +25,7 @@ pub(super) struct Configuration<'a> {
     pub(super) ping_port: u16,
     pub(super) command_socket: &'a Path,
     pub(super) watchdog: bool,
+    pub(super) logs: Option<&'a WriteLogs>,
 }
 
 /// Builds the command; the serial console is on its standard input and output.
@@ -39,11 +40,11 @@ pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
     match configuration.boot {
         Boot::Firmware => {
             drive(&mut command, "if=pflash,format=raw,readonly=on", firmware("CODE")?.as_path());
-            drive(&mut command, "if=pflash,format=raw", configuration.variables);
+            variables(&mut command, configuration);
         }
         Boot::FirmwareKernel { command_line } => {
             drive(&mut command, "if=pflash,format=raw,readonly=on", firmware("CODE")?.as_path());
-            drive(&mut command, "if=pflash,format=raw", configuration.variables);
+            variables(&mut command, configuration);
             command.arg("-kernel").arg(configuration.kernel).args(["-append", command_line]);
         }
         Boot::Bios => {}
@@ -54,7 +55,10 @@ pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
             command.arg("-kernel").arg(configuration.kernel).args(["-append", command_line]);
         }
     }
-    drive(&mut command, "if=none,id=disk,format=raw", configuration.disk);
+    match configuration.logs {
+        Some(logs) => logged_drive(&mut command, "if=none,id=disk", configuration.disk, &logs.disk),
+        None => drive(&mut command, "if=none,id=disk,format=raw", configuration.disk),
+    }
     command.args(["-device", "nvme,drive=disk,serial=bascule"]);
     let forward = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:7000", configuration.ping_port);
     command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
@@ -88,9 +92,29 @@ fn tied_to_us(program: &str) -> Command {
 }
 
 fn drive(command: &mut Command, options: &str, file: &Path) {
-    // A comma in a file name would begin another option; QEMU reads two as one.
-    let name = file.display().to_string().replace(',', ",,");
-    command.arg("-drive").arg(format!("{options},file={name}"));
+    command.arg("-drive").arg(format!("{options},file={}", name(file)));
+}
+
+fn variables(command: &mut Command, configuration: &Configuration<'_>) {
+    match configuration.logs {
+        Some(logs) => logged_drive(command, "if=pflash", configuration.variables, &logs.variables),
+        None => drive(command, "if=pflash,format=raw", configuration.variables),
+    }
+}
+
+/// A drive whose writes and flushes go to `log` as well, each before it is answered.
+fn logged_drive(command: &mut Command, options: &str, file: &Path, log: &Path) {
+    let nodes = format!(
+        "driver=blklogwrites,log-sector-size=512,log.driver=file,log.filename={},file.driver=raw,file.file.driver=file,file.file.filename={}",
+        name(log),
+        name(file)
+    );
+    command.arg("-drive").arg(format!("{options},{nodes}"));
+}
+
+/// A comma in a file name would begin another option; QEMU reads two as one.
+fn name(file: &Path) -> String {
+    file.display().to_string().replace(',', ",,")
 }
 
 /// `kvm` where a Linux guest speaks under it within two seconds, else `tcg`.

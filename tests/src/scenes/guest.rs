@@ -8,22 +8,22 @@ use serde_json::Value;
 use super::Stage;
 
 /// How long a boot or a change of state may take on a slow, loaded host without virtualisation.
-pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 const LOOK_EVERY: Duration = Duration::from_millis(700);
 
 /// A string inside a JSON document; empty where there is none.
-pub(super) fn text_at(json: &Value, pointer: &str) -> String {
+pub(crate) fn text_at(json: &Value, pointer: &str) -> String {
     json.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 impl Stage {
-    pub(super) fn say(&self, actor: &str, what: String, why: &str) {
+    pub(crate) fn say(&self, actor: &str, what: String, why: &str) {
         self.timeline.say(actor, &what, why);
     }
 
     /// The agent's status; the daemon may still be starting.
-    pub(super) fn status(&mut self) -> Result<Value> {
+    pub(crate) fn status(&mut self) -> Result<Value> {
         let until = Instant::now() + PATIENCE;
         loop {
             let output = self.machine.run("bascule status --json")?;
@@ -35,7 +35,7 @@ impl Stage {
         }
     }
 
-    pub(super) fn came_up(&mut self) -> Result<()> {
+    pub(crate) fn came_up(&mut self) -> Result<()> {
         let status = self.status()?;
         let (wall, cpu) = self.machine.seconds()?;
         let (version, group) = (text_at(&status, "/release/version"), text_at(&status, "/booted"));
@@ -49,7 +49,7 @@ impl Stage {
     }
 
     /// Asks what an install would do, and tells the answer.
-    pub(super) fn plan(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn plan(&mut self, name: &str) -> Result<()> {
         let url = self.server.url_for_guest(&self.images.system(name)?.bundle_name());
         self.say("person", format!("bascule plan {url}"), "changes nothing");
         let plan = self.machine.succeed(&format!("NO_COLOR=1 bascule plan {url}"))?;
@@ -61,7 +61,7 @@ impl Stage {
     }
 
     /// Asks for an install and returns at once.
-    pub(super) fn install(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn install(&mut self, name: &str) -> Result<()> {
         let bundle = self.images.system(name)?.bundle_name();
         let url = self.server.url_for_guest(&bundle);
         self.say("person", format!("bascule install {url}"), "");
@@ -74,7 +74,7 @@ impl Stage {
     }
 
     /// Waits until the update is in one of `states`, or the device resets on its way there.
-    pub(super) fn wait_for_state(&mut self, states: &[&str]) -> Result<()> {
+    pub(crate) fn wait_for_state(&mut self, states: &[&str]) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         let mut last = String::new();
         loop {
@@ -101,7 +101,7 @@ impl Stage {
         }
     }
 
-    pub(super) fn wait_for_progress(&mut self, percent: u64) -> Result<()> {
+    pub(crate) fn wait_for_progress(&mut self, percent: u64) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
             let status = self.status()?;
@@ -118,7 +118,7 @@ impl Stage {
     }
 
     /// Waits until probation is over and the booted group is good.
-    pub(super) fn wait_for_verdict(&mut self, version: &str) -> Result<()> {
+    pub(crate) fn wait_for_verdict(&mut self, version: &str) -> Result<()> {
         self.wait_for_state(&["idle"])?;
         let status = self.status()?;
         let group = text_at(&status, "/booted");
@@ -128,7 +128,7 @@ impl Stage {
     }
 
     /// SHA-256 of the target slot, read past the page cache.
-    pub(super) fn target_digest(&mut self) -> Result<String> {
+    pub(crate) fn target_digest(&mut self) -> Result<String> {
         let status = self.status()?;
         let target = if text_at(&status, "/booted") == "a" { "b" } else { "a" };
         let device = text_at(&status, &format!("/groups/{target}/slots/0/device"));
