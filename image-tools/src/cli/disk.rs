@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bascule_image::disk::{
-    DiskSpec, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Part, Sizes, SlotContent, create_disk,
+    Arch, DiskSpec, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Part, Sizes, SlotContent, create_disk_for,
 };
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -48,6 +48,9 @@ pub(crate) struct Create {
     /// What starts a group.
     #[arg(long, value_enum, default_value_t)]
     loader: LoaderName,
+    /// The machine's processor. On aarch64 only U-Boot is known to start.
+    #[arg(long, value_enum, default_value_t)]
+    arch: ArchName,
     /// Where GRUB's modules are [default: where the packages put them].
     #[arg(long)]
     grub_modules: Option<PathBuf>,
@@ -95,6 +98,26 @@ impl From<LoaderName> for Loader {
             LoaderName::SystemdBoot => Loader::SystemdBoot,
             LoaderName::Uboot => Loader::Uboot,
             LoaderName::Efi => Loader::Efi,
+        }
+    }
+}
+
+/// The processors, as people write them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum ArchName {
+    /// 64-bit x86.
+    #[default]
+    #[value(name = "x86_64")]
+    X86_64,
+    /// 64-bit ARM.
+    Aarch64,
+}
+
+impl From<ArchName> for Arch {
+    fn from(name: ArchName) -> Arch {
+        match name {
+            ArchName::X86_64 => Arch::X86_64,
+            ArchName::Aarch64 => Arch::Aarch64,
         }
     }
 }
@@ -154,7 +177,11 @@ impl Create {
             seed: self.seed,
             epoch: epoch()?,
         };
-        let parts = create_disk(&spec, &self.output)?;
+        ensure!(
+            self.arch == ArchName::X86_64 || spec.loader == Loader::Uboot,
+            "with --arch aarch64 the loader has to be uboot: no other is known to start there"
+        );
+        let parts = create_disk_for(self.arch.into(), &spec, &self.output)?;
         let (length, stored) = lengths(&self.output)?;
         if self.json {
             show::json(&json!({ "disk": self.output, "bytes": length, "stored": stored, "partitions": parts }));

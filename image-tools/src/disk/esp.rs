@@ -9,7 +9,7 @@ use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::error::DiskError;
 use super::layout::{Part, identifier};
-use super::{DiskSpec, Loader, boot_sets, dots, sdboot, tool, uboot};
+use super::{Arch, DiskSpec, Loader, boot_sets, dots, sdboot, tool, uboot};
 
 /// A cluster holds a whole environment block, which is therefore never in two pieces: GRUB and the agent write it in place.
 const CLUSTER_BYTES: u32 = 1024;
@@ -20,6 +20,7 @@ const ENVIRONMENT_HEAD: &[u8] = b"# GRUB Environment Block\n";
 /// Makes the FAT32 image `place` of the partition's size.
 pub(super) fn create(
     spec: &DiskSpec,
+    arch: Arch,
     parts: &[Part],
     part: &Part,
     scratch: &Path,
@@ -28,7 +29,7 @@ pub(super) fn create(
     let files = match spec.loader {
         Loader::Grub | Loader::GrubBios => grub_files(spec, scratch)?,
         Loader::SystemdBoot => sdboot::files(spec, parts, scratch)?,
-        Loader::Uboot => uboot::files(spec, scratch)?,
+        Loader::Uboot => uboot::files(spec, arch, scratch)?,
         Loader::Efi => boot_sets::files(spec, scratch)?,
     };
     write_fat(part, &files, place, volume_id(&spec.seed)).map_err(DiskError::at("writing", place))

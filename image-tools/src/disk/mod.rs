@@ -46,6 +46,16 @@ pub enum Loader {
     Efi,
 }
 
+/// The processor of the machine that the disk is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arch {
+    /// 64-bit x86, with any loader.
+    #[default]
+    X86_64,
+    /// 64-bit ARM, with U-Boot.
+    Aarch64,
+}
+
 /// What goes into a root slot.
 #[derive(Debug, Clone)]
 pub enum SlotContent {
@@ -79,11 +89,22 @@ pub struct DiskSpec {
     pub epoch: u64,
 }
 
-/// Makes the disk image `output`, whole or not at all, sparse, and tells what is where.
+/// Makes the disk image `output`, whole or not at all, sparse, and tells what is where. It is for 64-bit x86.
 ///
 /// # Errors
 /// When a tool is missing or fails, something does not fit, or a file cannot be read or written.
 pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskError> {
+    create_disk_for(Arch::X86_64, spec, output)
+}
+
+/// Like [`create_disk`], for this processor.
+///
+/// # Errors
+/// As [`create_disk`], and when the loader is not one that is known to start there.
+pub fn create_disk_for(arch: Arch, spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskError> {
+    if arch == Arch::Aarch64 && spec.loader != Loader::Uboot {
+        return Err(DiskError::Entry("a disk for aarch64 starts only through U-Boot so far".into()));
+    }
     let parts = layout::parts(&spec.sizes, spec.loader, &spec.seed)?;
     let directory = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let scratch = tempfile::Builder::new()
@@ -99,7 +120,7 @@ pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskErro
         bios::write_first_sector(spec, &disk, part)?;
     }
     for part in &parts {
-        if let Some(image) = part_image(spec, &parts, part, scratch.path())? {
+        if let Some(image) = part_image(spec, arch, &parts, part, scratch.path())? {
             let source = File::open(&image).map_err(DiskError::at("reading", &image))?;
             sparse::copy_into(&source, &disk, part.offset, part.size)
                 .map_err(DiskError::at("copying into the disk", &image))?
@@ -112,7 +133,13 @@ pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskErro
     Ok(parts)
 }
 
-fn part_image(spec: &DiskSpec, parts: &[Part], part: &Part, scratch: &Path) -> Result<Option<PathBuf>, DiskError> {
+fn part_image(
+    spec: &DiskSpec,
+    arch: Arch,
+    parts: &[Part],
+    part: &Part,
+    scratch: &Path,
+) -> Result<Option<PathBuf>, DiskError> {
     let place = scratch.join(&part.name);
     let ext4 = |tree: Option<&Path>| {
         let label = part.name.clone();
@@ -126,7 +153,7 @@ fn part_image(spec: &DiskSpec, parts: &[Part], part: &Part, scratch: &Path) -> R
         SlotContent::Empty => Ok(None),
     };
     match part.name.as_str() {
-        layout::ESP => esp::create(spec, parts, part, scratch, &place).map(|()| Some(place.clone())),
+        layout::ESP => esp::create(spec, arch, parts, part, scratch, &place).map(|()| Some(place.clone())),
         layout::ROOT_A => slot(&spec.root_a),
         layout::ROOT_B => slot(&spec.root_b),
         layout::BIOS_BOOT => bios::create_core(spec, part, &place).map(|()| Some(place.clone())),

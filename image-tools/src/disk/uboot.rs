@@ -8,22 +8,30 @@ use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
 use bascule_boot::uboot::{FALLBACK, UbootBackend};
 use bascule_core::{BootedGroup, Group};
 
-use super::DiskSpec;
 use super::error::DiskError;
+use super::{Arch, DiskSpec};
 
-/// Bytes of one copy, as `bootloader-glue/uboot/qemu-x86.config` has it.
+/// Bytes of one copy, as both `bootloader-glue/uboot/qemu-*.config` have it.
 const ENVIRONMENT_BYTES: usize = 0x4000;
 /// Where a copy has its flag, which its checksum does not cover.
 const FLAG_AT: usize = 4;
 const COPIES: [&str; 2] = ["uboot.env", "uboot-redund.env"];
 const SCRIPT: &str = "boot.scr";
 const INITIAL: &str = "u-boot-initial-env";
-/// What is added to the initial environment: the board's own kernel arguments.
-const ARGUMENTS: &str = "bascule_args=console=ttyS0\n";
+/// The variable with the board's own kernel arguments.
+const ARGUMENTS: &str = "bascule_args=";
+
+/// What is added to an initial environment that has no such arguments: those of QEMU's machines.
+fn arguments(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "console=ttyS0",
+        Arch::Aarch64 => "console=ttyAMA0",
+    }
+}
 
 /// The files, by their paths on the partition. The folder of boot files holds the packed script and what U-Boot's own
 /// build calls its initial environment.
-pub(super) fn files(spec: &DiskSpec, scratch: &Path) -> Result<Vec<(String, Vec<u8>)>, DiskError> {
+pub(super) fn files(spec: &DiskSpec, arch: Arch, scratch: &Path) -> Result<Vec<(String, Vec<u8>)>, DiskError> {
     let folder = scratch.join("uboot");
     let failed = DiskError::at("writing", &folder);
     fs::create_dir_all(&folder).map_err(&failed)?;
@@ -32,7 +40,9 @@ pub(super) fn files(spec: &DiskSpec, scratch: &Path) -> Result<Vec<(String, Vec<
         fs::read(&path).map_err(DiskError::at("reading the loader's file", &path))
     };
     let mut initial = given(INITIAL)?;
-    initial.extend_from_slice(ARGUMENTS.as_bytes());
+    if !initial.split(|byte| *byte == b'\n').any(|line| line.starts_with(ARGUMENTS.as_bytes())) {
+        initial.extend_from_slice(format!("{ARGUMENTS}{}\n", arguments(arch)).as_bytes());
+    }
     fs::write(folder.join(INITIAL), initial).map_err(&failed)?;
     fs::write(folder.join(SCRIPT), given(SCRIPT)?).map_err(&failed)?;
     // The backend makes lost settings anew: that is what a new device has.
