@@ -9,6 +9,8 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::arch::Arch;
+
 /// Where builds go, below the workspace's top folder.
 const BUILDS: &str = "target";
 
@@ -60,6 +62,45 @@ pub(crate) fn programs() -> Result<PathBuf> {
     Ok(workspace().join(BUILDS).join(host_triple()?).join("release"))
 }
 
+/// Builds what runs on a device with this processor, whose programs are not those of this machine.
+///
+/// # Errors
+/// When they do not build.
+pub(crate) fn build_device_programs(arch: Arch) -> Result<()> {
+    let triple = device_triple(arch)?;
+    let mut command = plain();
+    command.args(["build", "--release", "--target", &triple, "--package", "bascule-agent", "--bins"]);
+    command.env("CARGO_TARGET_DIR", workspace().join(BUILDS));
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
+    command.env(flags_variable(&triple), "-C target-feature=+crt-static");
+    let name = in_a_variable(&triple);
+    command.env(format!("CARGO_TARGET_{}_LINKER", name.to_uppercase()), format!("{}gcc", arch.tools()));
+    command.env(format!("CC_{name}"), format!("{}gcc", arch.tools()));
+    command.env(format!("AR_{name}"), format!("{}ar", arch.tools()));
+    let status = run(&mut command)?;
+    ensure!(status.success(), "the programs of a device do not build for {triple}");
+    Ok(())
+}
+
+/// Where what runs on a device was built.
+///
+/// # Errors
+/// When the host's target cannot be found out.
+pub(crate) fn device_programs(arch: Arch) -> Result<PathBuf> {
+    Ok(workspace().join(BUILDS).join(device_triple(arch)?).join("release"))
+}
+
+/// What rustc calls a device: like this machine it has the GNU C library, which is linked into our programs.
+///
+/// # Errors
+/// When the host's target cannot be found out.
+pub(crate) fn device_triple(arch: Arch) -> Result<String> {
+    match arch {
+        Arch::X86_64 => host_triple(),
+        Arch::Aarch64 => Ok("aarch64-unknown-linux-gnu".to_owned()),
+    }
+}
+
 /// Runs a command with our standard streams, and says how it ended.
 ///
 /// # Errors
@@ -96,7 +137,11 @@ fn host_triple() -> Result<String> {
 }
 
 fn flags_variable(triple: &str) -> String {
-    format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace(['-', '.'], "_"))
+    format!("CARGO_TARGET_{}_RUSTFLAGS", in_a_variable(triple).to_uppercase())
+}
+
+fn in_a_variable(triple: &str) -> String {
+    triple.replace(['-', '.'], "_")
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::arch::Arch;
 use crate::cargo;
 
 use cache::{Key, cached};
@@ -28,6 +29,9 @@ use system::Inputs;
 /// Size of a root slot, and so of every root image.
 const SLOT_SIZE: &str = "512M";
 
+/// What runs on a device.
+pub(crate) const DEVICE_PROGRAMS: [&str; 2] = ["basculed", "bascule"];
+
 /// The version that the refused bundles would be, so that nothing but their fault can refuse them.
 const NEWEST: Version = VERSIONS[NEWEST_PLACE];
 const NEWEST_PLACE: usize = 4;
@@ -35,6 +39,8 @@ const NEWEST_PLACE: usize = 4;
 /// Everything the demo and the QEMU tests start from. Also written to `images.json` in the same folder.
 #[derive(Debug)]
 pub(crate) struct Images {
+    /// The processor of the machines.
+    pub(crate) arch: Arch,
     /// The folder that holds all of it: `target/bascule`.
     pub(crate) directory: PathBuf,
     /// The factory disk: v1 in group `a`, nothing in group `b`.
@@ -66,20 +72,20 @@ pub(crate) struct System {
 ///
 /// # Errors
 /// When a program that is needed is missing or fails; its output is in the error.
-pub(crate) fn ensure() -> Result<Images> {
+pub(crate) fn ensure(arch: Arch) -> Result<Images> {
     let workspace = cargo::workspace();
-    let directory = workspace.join("target/bascule");
+    let directory = arch.images();
     std::fs::create_dir_all(&directory)?;
     let lock = File::create(directory.join(".lock"))?;
     lock.lock().context("cannot wait for another `cargo xtask image`")?;
 
-    let (base, base_key) = base::ensure(&directory)?;
+    let (base, base_key) = base::ensure(&directory, arch)?;
     let tool = system::program("bascule-image")?;
     let keys = keys(&directory, &tool, "keys")?;
     let kernel = cached(&directory, "vmlinuz", &base_key, |partial| {
         std::fs::copy(base.join("boot/vmlinuz"), partial).map(drop).context("cannot copy the kernel")
     })?;
-    let inputs = Inputs::find(workspace, base, tool, keys.join("root.json"))?;
+    let inputs = Inputs::find(workspace, arch, base, tool, keys.join("root.json"))?;
     let key = Key::of((base_key, inputs.key()?, SLOT_SIZE));
 
     let roots = both_at_once(&VERSIONS, |version| root_image(&directory, &inputs, version, &key))?;
@@ -99,7 +105,7 @@ impl Images {
                     "image": s.image, "bundle": s.bundle })
             })
             .collect();
-        json!({ "directory": self.directory, "disk": self.disk, "kernel": self.kernel,
+        json!({ "arch": self.arch.name(), "directory": self.directory, "disk": self.disk, "kernel": self.kernel,
             "systems": systems, "stranger": self.stranger,
             "other_hardware": self.other_hardware, "truncated": self.truncated })
     }
@@ -141,20 +147,22 @@ fn root_image(directory: &Path, inputs: &Inputs, version: &Version, key: &Key) -
 /// made after the one before, and made anew when that one was.
 fn bundles(mut bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf, kernel: PathBuf) -> Result<Images> {
     let directory = bundler.directory.to_owned();
+    let arch = bundler.inputs.arch;
+    let hardware = arch.hardware();
     let keys = keys(&directory, &bundler.inputs.tool, "keys")?;
     let strangers = self::keys(&directory, &bundler.inputs.tool, "stranger-keys")?;
     let system = |bundler: &mut Bundler<'_>, place: usize, base: Option<usize>| -> Result<System> {
         let find = |place| VERSIONS.get(place).zip(roots.get(place)).context("no such version");
         let (version, image) = find(place)?;
         let name = format!("demo-{}.bascule", version.version);
-        let content = Content { image, version, base: base.map(find).transpose()?, compatible: "qemu-x86_64" };
+        let content = Content { image, version, base: base.map(find).transpose()?, compatible: hardware };
         let bundle = bundler.make(&name, &keys, &content)?;
         Ok(System { version: *version, image: image.clone(), bundle })
     };
     let newest_root = roots.get(NEWEST_PLACE).context("no newest version")?;
     let faulty = |fault: &str| format!("demo-{}-{fault}.bascule", NEWEST.version);
 
-    let newest = Content { image: newest_root, version: &NEWEST, base: None, compatible: "qemu-x86_64" };
+    let newest = Content { image: newest_root, version: &NEWEST, base: None, compatible: hardware };
 
     // The one with a delta; the others are full images only.
     let second = system(&mut bundler, 1, Some(0))?;
@@ -167,7 +175,7 @@ fn bundles(mut bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf, kernel: P
     let first = system(&mut bundler, 0, None)?;
     let later = (2..VERSIONS.len()).map(|place| system(&mut bundler, place, None)).collect::<Result<Vec<_>>>()?;
     let systems = [first, second].into_iter().chain(later).collect();
-    Ok(Images { directory, disk, kernel, systems, stranger, other_hardware, truncated })
+    Ok(Images { arch, directory, disk, kernel, systems, stranger, other_hardware, truncated })
 }
 
 /// What a bundle is made of.
@@ -229,13 +237,24 @@ fn truncated(directory: &Path, whole: &Path, key: &Key) -> Result<PathBuf> {
     })
 }
 
-/// The factory disk: the first version in group `a`, nothing in group `b`.
+/// The factory disk: the first version in group `a`, nothing in group `b`. It starts through GRUB, and through U-Boot where
+/// there is no other loader.
 fn disk(directory: &Path, inputs: &Inputs, root: &Path, key: &Key) -> Result<PathBuf> {
     let factory = VERSIONS.first().context("no factory system")?;
-    cached(directory, "disk.img", &Key::of((key, "disk")), |partial| {
+    let (key, loader) = match inputs.arch {
+        Arch::X86_64 => (Key::of((key, "disk")), None),
+        Arch::Aarch64 => {
+            let uboot = uboot::ensure(inputs.arch)?;
+            (Key::of((key, "disk", Key::of_path(&uboot)?)), Some(uboot))
+        }
+    };
+    cached(directory, "disk.img", &key, |partial| {
         system::with_tree(directory, inputs, factory, |tree| {
             let mut create = shell::tree_command(&inputs.tool);
             create.args(["disk", "create", "--tree"]).arg(tree).arg("--root-image").arg(root);
+            if let Some(uboot) = &loader {
+                create.args(["--loader", "uboot", "--arch", inputs.arch.name(), "--boot-files"]).arg(uboot);
+            }
             create.args(["--slot-size", SLOT_SIZE, "-o"]).arg(partial);
             shell::run(&mut create)
         })

@@ -1,5 +1,6 @@
 //! The developer's commands: `cargo xtask help` lists them.
 
+mod arch;
 mod cargo;
 mod check;
 mod ci;
@@ -31,14 +32,25 @@ const COMMANDS: [Command; 11] = [
     },
     Command {
         name: "image",
-        arguments: "[uboot]",
+        arguments: "[uboot] [--arch aarch64]",
         about: "make the demo's systems, bundles and factory disk below target/bascule; or U-Boot for its tests",
         run: scenes::image,
     },
-    Command { name: "vm", arguments: "", about: "a shell on the serial console of a ready device", run: scenes::vm },
+    Command {
+        name: "build",
+        arguments: "[--arch aarch64]",
+        about: "the programs of a device, and how large they are",
+        run: scenes::build,
+    },
+    Command {
+        name: "vm",
+        arguments: "[--arch aarch64]",
+        about: "a shell on the serial console of a ready device",
+        run: scenes::vm,
+    },
     Command {
         name: "demo",
-        arguments: "",
+        arguments: "[--loader NAME] [--arch aarch64]",
         about: "a device updates itself, refuses and comes back",
         run: scenes::demo,
     },

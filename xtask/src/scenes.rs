@@ -4,18 +4,35 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 
+use crate::arch::Arch;
 use crate::{cargo, image, setup};
+
+/// Where a program of the crate `tests` finds images other than those of this machine's own processor.
+const IMAGES: &str = "BASCULE_IMAGES";
 
 /// Makes everything the virtual machines start from; with `uboot` only the U-Boot that real devices are tested with.
 pub(crate) fn image(arguments: &[String]) -> Result<ExitCode> {
+    let (arch, arguments) = Arch::take(arguments)?;
     if arguments == ["uboot"] {
-        setup::ensure_for_uboot()?;
-        println!("U-Boot: {}", image::uboot::ensure()?.display());
+        setup::ensure_for_uboot(arch)?;
+        println!("U-Boot: {}", image::uboot::ensure(arch)?.display());
         return Ok(ExitCode::SUCCESS);
     }
-    ensure!(arguments.is_empty(), "`cargo xtask image` takes nothing or `uboot`");
-    let images = prepare()?;
+    ensure!(arguments.is_empty(), "`cargo xtask image` takes nothing or `uboot`, and --arch");
+    let images = prepare_for(arch)?;
     println!("images: {}", images.directory.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds what runs on a device, and says how large each program is.
+pub(crate) fn build(arguments: &[String]) -> Result<ExitCode> {
+    let (arch, arguments) = Arch::take(arguments)?;
+    ensure!(arguments.is_empty(), "`cargo xtask build` takes only --arch");
+    build_programs(arch)?;
+    for name in image::DEVICE_PROGRAMS {
+        let program = cargo::device_programs(arch)?.join(name);
+        println!("{}  {} bytes", program.display(), program.metadata()?.len());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -41,7 +58,7 @@ pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
         setup::ensure()?;
         cargo::build_programs()?;
         println!("pairs: {}", image::pairs::ensure()?.display());
-        return run("bench", arguments);
+        return run("bench", arguments, Arch::X86_64);
     }
     start("bench", arguments)
 }
@@ -51,28 +68,54 @@ pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
 /// # Errors
 /// When any of these fails.
 pub(crate) fn prepare() -> Result<image::Images> {
-    setup::ensure()?;
-    cargo::build_programs()?;
-    image::ensure()
+    prepare_for(Arch::X86_64)
+}
+
+fn prepare_for(arch: Arch) -> Result<image::Images> {
+    match arch {
+        Arch::X86_64 => setup::ensure()?,
+        Arch::Aarch64 => setup::ensure_for_uboot(arch)?,
+    }
+    build_programs(arch)?;
+    if arch != Arch::X86_64 {
+        // The tool that makes images, and the demo itself, run here in any case.
+        cargo::build_programs()?;
+    }
+    image::ensure(arch)
+}
+
+fn build_programs(arch: Arch) -> Result<()> {
+    match arch {
+        Arch::X86_64 => cargo::build_programs(),
+        Arch::Aarch64 => {
+            setup::ensure_for_aarch64()?;
+            cargo::build_device_programs(arch)
+        }
+    }
 }
 
 /// A program that may be asked for U-Boot, which then has to be built.
 fn with_loader(program: &str, arguments: &[String]) -> Result<ExitCode> {
-    if arguments.iter().any(|argument| argument == "uboot") {
-        setup::ensure_for_uboot()?;
-        image::uboot::ensure()?;
+    let (arch, rest) = Arch::take(arguments)?;
+    if arch == Arch::X86_64 && rest.iter().any(|argument| argument == "uboot") {
+        setup::ensure_for_uboot(arch)?;
+        image::uboot::ensure(arch)?;
     }
     start(program, arguments)
 }
 
 fn start(program: &str, arguments: &[String]) -> Result<ExitCode> {
-    prepare()?;
-    run(program, arguments)
+    let (arch, arguments) = Arch::take(arguments)?;
+    prepare_for(arch)?;
+    run(program, &arguments, arch)
 }
 
-fn run(program: &str, arguments: &[String]) -> Result<ExitCode> {
+fn run(program: &str, arguments: &[String], arch: Arch) -> Result<ExitCode> {
     // Run as built: another build with `cargo run` would unite other features, and compile much of it again.
     let mut command = Command::new(cargo::programs()?.join(program));
+    if arch != Arch::X86_64 {
+        command.env(IMAGES, arch.images());
+    }
     let status = cargo::run(command.args(arguments).current_dir(cargo::workspace()))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }

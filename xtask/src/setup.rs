@@ -1,11 +1,14 @@
 //! Installs the Debian packages that images, virtual machines and tests need.
 
+mod aarch64;
+
 use std::env;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Result, bail, ensure};
 
+use crate::arch::Arch;
 use crate::cargo;
 
 /// One package, by its name in Debian 12 and 13 and in Ubuntu.
@@ -72,6 +75,14 @@ const FOR_UBOOT: [Package; 5] = [
     package("dpkg-dev", "dpkg-source", "unpacks U-Boot's source"),
 ];
 
+/// What only `--arch aarch64` needs, beside U-Boot.
+const FOR_AARCH64: [Package; 4] = [
+    package("arch-test", "arch-test", "tells mmdebstrap that this machine runs such programs"),
+    package("qemu-system-arm", "qemu-system-aarch64", "runs the devices"),
+    package("gcc-aarch64-linux-gnu", "aarch64-linux-gnu-gcc", "compiles zstd, aws-lc and U-Boot for the devices"),
+    package("qemu-user-static", "qemu-aarch64-static", "runs the programs of Debian's packages while a system is made"),
+];
+
 /// What root can do without.
 const ONLY_WITHOUT_ROOT: &str = "uidmap";
 
@@ -104,9 +115,23 @@ pub(crate) fn ensure_for_bench() -> Result<()> {
 ///
 /// # Errors
 /// As [`ensure`].
-pub(crate) fn ensure_for_uboot() -> Result<()> {
+pub(crate) fn ensure_for_uboot(arch: Arch) -> Result<()> {
     ensure()?;
-    ensure_all(&FOR_UBOOT)
+    ensure_all(&FOR_UBOOT)?;
+    match arch {
+        Arch::X86_64 => Ok(()),
+        Arch::Aarch64 => ensure_all(&FOR_AARCH64),
+    }
+}
+
+/// Sees that programs for devices with 64-bit ARM can be compiled, and that this machine runs such programs too.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_for_aarch64() -> Result<()> {
+    ensure_all(&FOR_AARCH64)?;
+    aarch64::ensure_target()?;
+    aarch64::ensure_runs()
 }
 
 fn ensure_all(packages: &'static [Package]) -> Result<()> {
@@ -124,8 +149,8 @@ fn ensure_all(packages: &'static [Package]) -> Result<()> {
 }
 
 fn list() -> Result<ExitCode> {
-    let missing = [missing(&PACKAGES)?, missing(&FOR_BENCH)?, missing(&FOR_UBOOT)?].concat();
-    for package in PACKAGES.iter().chain(&FOR_BENCH).chain(&FOR_UBOOT) {
+    let missing = [missing(&PACKAGES)?, missing(&FOR_BENCH)?, missing(&FOR_UBOOT)?, missing(&FOR_AARCH64)?].concat();
+    for package in PACKAGES.iter().chain(&FOR_BENCH).chain(&FOR_UBOOT).chain(&FOR_AARCH64) {
         let is_missing = missing.contains(&package);
         print!("{}", if is_missing { "missing  " } else { "there    " });
         show(package);
@@ -222,11 +247,11 @@ mod tests {
 
     #[test]
     fn every_package_has_a_reason_and_is_named_once() {
-        let all = PACKAGES.iter().chain(&FOR_BENCH).chain(&FOR_UBOOT);
+        let all = PACKAGES.iter().chain(&FOR_BENCH).chain(&FOR_UBOOT).chain(&FOR_AARCH64);
         let mut names: Vec<_> = all.map(|package| package.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), PACKAGES.len() + FOR_BENCH.len() + FOR_UBOOT.len());
+        assert_eq!(names.len(), PACKAGES.len() + FOR_BENCH.len() + FOR_UBOOT.len() + FOR_AARCH64.len());
         assert!(PACKAGES.iter().all(|package| !package.reason.is_empty() && !package.proof.is_empty()));
     }
 }

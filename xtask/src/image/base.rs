@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::archive::{self, SUITE};
 use super::cache::{self, Key};
 use super::shell;
+use crate::arch::Arch;
 
 /// What the systems need beside Debian's essential packages. With systemd-boot comes a unit that commits by itself if it is let.
 const PACKAGES: [&str; 9] =
@@ -97,21 +98,21 @@ done
 /// Makes or finds the base tree.
 ///
 /// The key does not name the archive's state: a new kernel or security update is taken when the cache is removed.
-pub(super) fn ensure(directory: &Path) -> Result<(PathBuf, Key)> {
-    let key = Key::of((SUITE, PACKAGES, MODULES, WATCHDOG, LEFT_OUT, ADD_KERNEL, TRIM));
-    let tree = cache::cached(directory, "base", &key, build)?;
+pub(super) fn ensure(directory: &Path, arch: Arch) -> Result<(PathBuf, Key)> {
+    let key = Key::of((SUITE, PACKAGES, MODULES, WATCHDOG, LEFT_OUT, add_kernel(arch), TRIM));
+    let tree = cache::cached(directory, "base", &key, |tree| build(tree, arch))?;
     Ok((tree, key))
 }
 
-fn build(tree: &Path) -> Result<()> {
+fn build(tree: &Path, arch: Arch) -> Result<()> {
     let sources = archive::lines()?;
     if shell::is_root() {
-        let mut command = with_hooks("directory");
+        let mut command = with_hooks("directory", arch);
         command.arg(SUITE).arg(tree).args(&sources);
         return shell::run(&mut command);
     }
     std::fs::create_dir(tree)?;
-    let mut command = with_hooks("tar");
+    let mut command = with_hooks("tar", arch);
     let mut maker = command.arg(SUITE).arg("-").args(&sources).stdout(Stdio::piped()).spawn()?;
     let archive = maker.stdout.take().context("mmdebstrap has no output")?;
     let mut unpack = shell::tree_command("tar");
@@ -121,18 +122,22 @@ fn build(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn with_hooks(format: &str) -> Command {
-    let mut command = mmdebstrap("essential", &PACKAGES, &LEFT_OUT);
+fn add_kernel(arch: Arch) -> String {
+    ADD_KERNEL.replace(Arch::X86_64.debian(), arch.debian())
+}
+
+fn with_hooks(format: &str, arch: Arch) -> Command {
+    let mut command = mmdebstrap(arch, "essential", &PACKAGES, &LEFT_OUT);
     command.arg(format!("--format={format}"));
-    command.env("MODULES", MODULES).env("WATCHDOG", WATCHDOG).env("ADD_KERNEL", ADD_KERNEL).env("TRIM", TRIM);
+    command.env("MODULES", MODULES).env("WATCHDOG", WATCHDOG).env("ADD_KERNEL", add_kernel(arch)).env("TRIM", TRIM);
     command.args(["--customize-hook=set -eu; eval \"$ADD_KERNEL\"", "--customize-hook=set -eu; eval \"$TRIM\""]);
     command
 }
 
 /// A command that makes a Debian system of these packages, as root or without.
-pub(super) fn mmdebstrap(variant: &str, packages: &[&str], left_out: &[&str]) -> Command {
+pub(super) fn mmdebstrap(arch: Arch, variant: &str, packages: &[&str], left_out: &[&str]) -> Command {
     let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", "--architectures=amd64"]).arg(format!("--variant={variant}"));
+    command.arg("--quiet").arg(format!("--architectures={}", arch.debian())).arg(format!("--variant={variant}"));
     command.arg(if shell::is_root() { "--mode=root" } else { "--mode=unshare" });
     command.arg(format!("--include={}", packages.join(",")));
     command.arg("--aptopt=APT::Install-Recommends false").arg("--aptopt=Acquire::Languages \"none\"");

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::places;
+use crate::arch::Arch;
 
 /// How one demo version behaves once it is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,14 +95,14 @@ const ENABLED: [&str; 6] = [
 ];
 
 /// Files of the version that this function's caller lays over the base tree, with the trust root to pin.
-pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path) -> Result<()> {
+pub(super) fn write_overlay(overlay: &Path, arch: Arch, version: &Version, trust_root: &Path) -> Result<()> {
     for (path, mode, text) in FILES {
-        write(overlay, path, mode, text)?;
+        write(overlay, &with_ports(path, arch), mode, &with_ports(text, arch))?;
     }
-    for unit in ENABLED {
+    for unit in ENABLED.map(|unit| with_ports(unit, arch)) {
         let wants = overlay.join("etc/systemd/system/multi-user.target.wants");
         std::fs::create_dir_all(&wants)?;
-        symlink(format!("../{unit}"), wants.join(unit))?;
+        symlink(format!("../{unit}"), wants.join(&unit))?;
     }
     symlink("/usr/lib/systemd/system/multi-user.target", overlay.join("etc/systemd/system/default.target"))?;
     // Interface names stay as the kernel gives them: eth0.
@@ -113,7 +114,7 @@ pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path
     for mount_point in ["data", "boot/efi"] {
         std::fs::create_dir_all(overlay.join(mount_point))?;
     }
-    write(overlay, "usr/lib/bascule/release.toml", PLAIN, &release(version, "qemu-x86_64"))?;
+    write(overlay, "usr/lib/bascule/release.toml", PLAIN, &release(version, arch.hardware()))?;
     write(overlay, "usr/lib/bascule/boot/files/demo/version.txt", PLAIN, &format!("{}\n", version.version))?;
     let check = match version.behaviour {
         Behaviour::Unhealthy => include_str!("files/50-app-unhealthy"),
@@ -129,6 +130,15 @@ pub(super) fn write_overlay(overlay: &Path, version: &Version, trust_root: &Path
         std::fs::copy(trust_root, overlay.join("etc/bascule/root.json")).context("cannot copy the trust root")?;
     }
     Ok(())
+}
+
+/// A text that names the console and the second serial port, as they are called on this processor's machines.
+fn with_ports(text: &str, arch: Arch) -> String {
+    match arch {
+        Arch::X86_64 => text.to_owned(),
+        // The console is a port of the board, the other one is on PCI.
+        Arch::Aarch64 => text.replace("ttyS0", "ttyAMA0").replace("ttyS1", "ttyS0"),
+    }
 }
 
 /// The text of `release.toml`: what this system is and for which hardware.

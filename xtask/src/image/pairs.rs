@@ -16,6 +16,7 @@ use super::archive::{self, SUITE};
 use super::base;
 use super::cache::{self, Key, cached};
 use super::shell;
+use crate::arch::Arch;
 use crate::cargo;
 
 /// What a small device with containers and a network has.
@@ -162,7 +163,7 @@ fn system(output: &Path, updates: Updates) -> Result<()> {
         sources.retain(|line| line.ends_with(&release));
     }
     ensure!(!sources.is_empty(), "the apt of this machine has no source for {SUITE}");
-    let mut command = base::mmdebstrap("minbase", &PACKAGES, &LEFT_OUT);
+    let mut command = base::mmdebstrap(Arch::X86_64, "minbase", &PACKAGES, &LEFT_OUT);
     command.arg("--format=tar").env("TRIM", TRIM).env("SOURCE_DATE_EPOCH", EPOCH);
     command.arg("--customize-hook=set -eu; eval \"$TRIM\"").arg(SUITE).arg("-").args(&sources);
     let made =

@@ -6,14 +6,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::arch::Arch;
 use crate::cargo;
 
 use super::cache::{self, Key};
 use super::demo::{self, Behaviour, VERSIONS, Version};
-use super::shell;
+use super::{DEVICE_PROGRAMS, shell};
 
 /// Everything a system is made of beside its version.
 pub(super) struct Inputs {
+    /// The processor it is for.
+    pub(super) arch: Arch,
     /// The base tree.
     base: PathBuf,
     /// `bascule-image`.
@@ -42,12 +45,20 @@ const REMOVE_INIT: &str = r#"cd "$1" && rm -f usr/sbin/init usr/bin/init etc/ini
 
 impl Inputs {
     /// Finds the inputs in the workspace.
-    pub(super) fn find(workspace: &Path, base: PathBuf, tool: PathBuf, trust_root: PathBuf) -> Result<Inputs> {
+    pub(super) fn find(
+        workspace: &Path,
+        arch: Arch,
+        base: PathBuf,
+        tool: PathBuf,
+        trust_root: PathBuf,
+    ) -> Result<Inputs> {
+        let [daemon, command_line] = DEVICE_PROGRAMS.map(|name| built(&cargo::device_programs(arch)?, name));
         Ok(Inputs {
+            arch,
             base,
             tool,
-            daemon: program("basculed")?,
-            command_line: program("bascule")?,
+            daemon: daemon?,
+            command_line: command_line?,
             packaging: workspace.join("agent/packaging"),
             loader_files: workspace.join("bootloader-glue/grub"),
             trust_root,
@@ -67,7 +78,7 @@ impl Inputs {
         let mut keys = Vec::new();
         for version in &VERSIONS {
             cache::remove(&scratch)?;
-            demo::write_overlay(&scratch, version, &self.trust_root)?;
+            demo::write_overlay(&scratch, self.arch, version, &self.trust_root)?;
             keys.push(Key::of_path(&scratch)?);
         }
         cache::remove(&scratch)?;
@@ -77,7 +88,11 @@ impl Inputs {
 
 /// The release build of one of our programs.
 pub(super) fn program(name: &str) -> Result<PathBuf> {
-    let path = cargo::programs()?.join(name);
+    built(&cargo::programs()?, name)
+}
+
+fn built(programs: &Path, name: &str) -> Result<PathBuf> {
+    let path = programs.join(name);
     ensure!(path.exists(), "{name} was not built: there is no {}", path.display());
     Ok(path)
 }
@@ -93,7 +108,7 @@ pub(super) fn with_tree<R>(
     let tree = directory.join(format!(".{}.tree", version.name));
     cache::remove(&overlay)?;
     cache::remove(&tree)?;
-    demo::write_overlay(&overlay, version, &inputs.trust_root)?;
+    demo::write_overlay(&overlay, inputs.arch, version, &inputs.trust_root)?;
     add_agent(&overlay, inputs)?;
     if version.behaviour == Behaviour::NoAgent {
         demo::write(&overlay, "usr/sbin/basculed", demo::PROGRAM, BROKEN_AGENT)?;
@@ -110,11 +125,12 @@ pub(super) fn with_tree<R>(
 
 /// Puts the agent's programs, units and loader files where a package would.
 fn add_agent(overlay: &Path, inputs: &Inputs) -> Result<()> {
+    let strip = format!("{}strip", inputs.arch.tools());
     for (program, place) in [(&inputs.daemon, "usr/sbin/basculed"), (&inputs.command_line, "usr/bin/bascule")] {
         let to = overlay.join(place);
         std::fs::create_dir_all(to.parent().context("no folder")?)?;
         // Debug information would be most of the image; without binutils it stays.
-        if shell::run(Command::new("strip").arg("-o").arg(&to).arg(program)).is_err() {
+        if shell::run(Command::new(&strip).arg("-o").arg(&to).arg(program)).is_err() {
             std::fs::copy(program, &to)?;
         }
     }

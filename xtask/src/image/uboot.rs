@@ -1,13 +1,14 @@
 //! U-Boot as a firmware for QEMU, built from Debian's source package with the redundant environment that we need.
 //!
 //! ```text
-//! target/bascule/uboot/u-boot.rom           for `qemu-system-x86_64 -M q35 -bios`
+//! target/bascule/uboot/u-boot.rom           for `qemu-system-x86_64 -M q35 -bios`, or `qemu-system-aarch64 -M virt -bios`
 //! target/bascule/uboot/u-boot-initial-env   its built-in environment as text, which lies beside boot.scr on a device
 //! target/bascule/uboot/mkimage              U-Boot's own tool, which packs scripts
 //! target/bascule/uboot/version              the version of the source package
 //! target/bascule/uboot/boot.scr             the script we ship, packed
 //! ```
-//! `bootloader-glue/uboot/qemu-x86.config` says what differs from U-Boot's own configuration for QEMU. The device tree
+//! `bootloader-glue/uboot/qemu-x86.config` and `qemu-arm64.config` say what differs from U-Boot's own configuration for QEMU.
+//! What is for 64-bit ARM lies below `target/bascule-aarch64`. The device tree
 //! compiler, the tools and the firmware are compiled here; U-Boot's own way to put a ROM together would need Python and
 //! three more packages, so [`rom`] does that.
 
@@ -20,6 +21,7 @@ use anyhow::{Context, Result, ensure};
 use super::archive::{self, SUITE};
 use super::cache::{Key, cached};
 use super::shell;
+use crate::arch::Arch;
 use crate::cargo;
 
 /// What the release of Debian carries.
@@ -74,30 +76,44 @@ const RESET16: usize = ROM_SIZE - 0x10;
 ///
 /// # Errors
 /// When a program that is needed is missing or fails; its output is in the error.
-pub(crate) fn ensure() -> Result<PathBuf> {
+pub(crate) fn ensure(arch: Arch) -> Result<PathBuf> {
     let workspace = cargo::workspace();
-    let directory = workspace.join("target/bascule");
+    let directory = arch.images();
     fs::create_dir_all(&directory)?;
     let lock = File::create(directory.join(".uboot.lock"))?;
     lock.lock().context("cannot wait for another build of U-Boot")?;
 
-    let config = workspace.join("bootloader-glue/uboot/qemu-x86.config");
+    let (config, processor) = match arch {
+        Arch::X86_64 => ("qemu-x86.config", "x86"),
+        Arch::Aarch64 => ("qemu-arm64.config", "arm64"),
+    };
+    let config = workspace.join("bootloader-glue/uboot").join(config);
     let config = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
-    let key = Key::of((SUITE, VERSION, FETCH, BUILD, [ROM_SIZE, START16, RESET16], &config));
-    let built = cached(&directory, "uboot", &key, |partial| build(partial, &config))?;
+    let key = Key::of((SUITE, VERSION, FETCH, build_script(arch), [ROM_SIZE, START16, RESET16], &config));
+    let built = cached(&directory, "uboot", &key, |partial| build(partial, arch, &config))?;
 
     let script = workspace.join("bootloader-glue/uboot/boot.cmd");
     let key = Key::of((key, fs::read(&script)?));
     let packed = cached(&directory, "boot.scr", &key, |partial| {
         let mut pack = Command::new(built.join("mkimage"));
-        pack.args(["-A", "x86", "-T", "script", "-C", "none", "-d"]).arg(&script).arg(partial);
+        pack.args(["-A", processor, "-T", "script", "-C", "none", "-d"]).arg(&script).arg(partial);
         shell::run(pack.env("SOURCE_DATE_EPOCH", "0"))
     })?;
     fs::copy(packed, built.join("boot.scr"))?;
     Ok(built)
 }
 
-fn build(product: &Path, config: &str) -> Result<()> {
+/// [`BUILD`] for this processor. A firmware for 64-bit ARM is one file that starts at its first byte.
+fn build_script(arch: Arch) -> String {
+    match arch {
+        Arch::X86_64 => BUILD.to_owned(),
+        Arch::Aarch64 => BUILD
+            .replace("configs/qemu-x86_defconfig", "configs/qemu_arm64_defconfig")
+            .replace(" u-boot-x86-start16.bin u-boot-x86-reset16.bin", ""),
+    }
+}
+
+fn build(product: &Path, arch: Arch, config: &str) -> Result<()> {
     let signed = format!("deb-src [signed-by={KEYRING}] ");
     let sources: Vec<String> = archive::lines()?.iter().map(|line| line.replacen("deb ", &signed, 1)).collect();
     ensure!(!sources.is_empty(), "the apt of this machine gets nothing from Debian, so there is no source of U-Boot");
@@ -110,16 +126,25 @@ fn build(product: &Path, config: &str) -> Result<()> {
         for name in ["MAKEFLAGS", "ARCH", "CROSS_COMPILE", "KBUILD_OUTPUT"] {
             command.env_remove(name);
         }
+        if arch != Arch::X86_64 {
+            command.env("CROSS_COMPILE", arch.tools());
+        }
         shell::run(&mut command)
     };
     script(FETCH)?;
     let version = fs::read_to_string(product.join("version"))?;
     ensure!(version.starts_with(VERSION), "{SUITE} carries U-Boot {} and not {VERSION}", version.trim());
-    script(BUILD)?;
+    script(&build_script(arch))?;
     let out = product.join("work/out");
     let part = |name: &str| fs::read(out.join(name)).with_context(|| format!("U-Boot did not build {name}"));
-    let rom = rom(&part("u-boot.bin")?, &part("u-boot-x86-start16.bin")?, &part("u-boot-x86-reset16.bin")?);
-    fs::write(product.join("u-boot.rom"), rom.context("U-Boot does not fit into its ROM")?)?;
+    let rom = match arch {
+        Arch::X86_64 => {
+            let rom = rom(&part("u-boot.bin")?, &part("u-boot-x86-start16.bin")?, &part("u-boot-x86-reset16.bin")?);
+            rom.context("U-Boot does not fit into its ROM")?
+        }
+        Arch::Aarch64 => part("u-boot.bin")?,
+    };
+    fs::write(product.join("u-boot.rom"), rom)?;
     fs::remove_dir_all(product.join("work")).context("cannot clean up after the build of U-Boot")
 }
 
