@@ -16,8 +16,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use bascule_boot::tryboot::simulator::Flag;
 use bascule_boot::tryboot::ThisBoot;
+use bascule_boot::tryboot::simulator::Flag;
 use bascule_boot::{BootBackend, TrybootBackend};
 use bascule_core::{BootStatus, BootedGroup, Group, Settings, Tries};
 use tryboot_rig::{PARTITIONS, Pi};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_core::Group;
-use bascule_image::disk::{DiskSpec, Loader, Sizes, SlotContent, create_disk};
+use bascule_image::disk::{DiskSpec, Loader, Sizes, SlotContent, create_disk_for};
 
 use crate::Images;
 use crate::Machine;
@@ -122,5 +122,5 @@ pub fn create(images: &Images, loader: Loader, system: &str, to: &Path) -> Resul
         seed: "bascule demo".into(),
         epoch: EPOCH,
     };
-    create_disk(&spec, to).map(drop).context("cannot make the factory disk")
+    create_disk_for(images.arch, &spec, to).map(drop).context("cannot make the factory disk")
 }

@@ -3,11 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use bascule_image::disk::Arch;
 use serde_json::Value;
+
+/// The folder of images for another processor than this machine's, where a command was told of one.
+const FOLDER: &str = "BASCULE_IMAGES";
 
 /// What `cargo xtask image` made, read from its `images.json`.
 #[derive(Debug, Clone)]
 pub struct Images {
+    /// The processor of the machines.
+    pub arch: Arch,
     /// The folder of all of it: `target/bascule`.
     pub directory: PathBuf,
     /// The factory disk.
@@ -38,18 +44,20 @@ pub struct DemoSystem {
 }
 
 impl Images {
-    /// Reads `target/bascule/images.json` of this workspace.
+    /// Reads `images.json` in the folder that `BASCULE_IMAGES` names, which is `target/bascule` of this workspace by default.
     ///
     /// # Errors
     /// When `cargo xtask image` has not been run, or the file has another form.
     pub fn load() -> Result<Images> {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace above the tests")?;
-        let file = workspace.join("target/bascule/images.json");
+        let folder = std::env::var_os(FOLDER).map_or_else(|| workspace.join("target/bascule"), PathBuf::from);
+        let file = folder.join("images.json");
         let text = std::fs::read_to_string(&file)
             .with_context(|| format!("cannot read {}: run `cargo xtask image` first", file.display()))?;
         let json: Value = serde_json::from_str(&text).context("images.json is not JSON")?;
         let systems = json.get("systems").and_then(Value::as_array).context("images.json names no systems")?;
         Ok(Images {
+            arch: if text_of(&json, "arch") == Some("aarch64") { Arch::Aarch64 } else { Arch::X86_64 },
             directory: path(&json, "directory")?,
             disk: path(&json, "disk")?,
             kernel: path(&json, "kernel")?,
@@ -86,9 +94,14 @@ impl DemoSystem {
     }
 }
 
+fn text_of<'j>(json: &'j Value, name: &str) -> Option<&'j str> {
+    json.get(name).and_then(Value::as_str)
+}
+
 fn text(json: &Value, name: &str) -> Result<String> {
-    let value = json.get(name).and_then(Value::as_str);
-    value.map(str::to_owned).with_context(|| format!("images.json has no {name}: run `cargo xtask image` again"))
+    text_of(json, name)
+        .map(str::to_owned)
+        .with_context(|| format!("images.json has no {name}: run `cargo xtask image` again"))
 }
 
 fn path(json: &Value, name: &str) -> Result<PathBuf> {

@@ -20,7 +20,7 @@ use commands::Commands;
 pub(crate) use host::copy_sparse;
 use serial::Serial;
 
-use bascule_image::disk::Loader;
+use bascule_image::disk::{Arch, Loader};
 
 use crate::factory;
 use crate::images::Images;
@@ -164,15 +164,15 @@ impl MachineBuilder {
         std::fs::create_dir_all(&machines)?;
         let scratch = tempfile::Builder::new().prefix("m").tempdir_in(&machines)?;
         let machine = Machine {
+            loader: match (&self.copy, &self.factory) {
+                (Some((loader, _)), _) | (None, Some((loader, _))) => *loader,
+                (None, None) => usual_loader(&self.images),
+            },
             images: self.images,
             logs,
             boot: self.boot,
             memory_mib: self.memory_mib,
             watchdog: self.watchdog,
-            loader: match (&self.copy, &self.factory) {
-                (Some((loader, _)), _) | (None, Some((loader, _))) => *loader,
-                (None, None) => Loader::Grub,
-            },
             ping_port: host::free_port()?,
             boots: 0,
             running: None,
@@ -187,7 +187,10 @@ impl MachineBuilder {
             Some((loader, system)) => factory::create(&machine.images, *loader, system, &machine.disk())?,
             None => host::copy_sparse(&machine.images.disk, &machine.disk())?,
         }
-        std::fs::copy(qemu::firmware("VARS")?, machine.variables()).context("cannot copy the firmware's variables")?;
+        if machine.images.arch == Arch::X86_64 {
+            let variables = qemu::firmware("VARS")?;
+            std::fs::copy(variables, machine.variables()).context("cannot copy the firmware's variables")?;
+        }
         Ok(machine)
     }
 }
@@ -201,7 +204,7 @@ impl Machine {
             images: images.clone(),
             factory: None,
             copy: None,
-            boot: Boot::Firmware,
+            boot: factory::boot(usual_loader(images)),
             memory_mib: 512,
             watchdog: false,
         }
@@ -276,13 +279,14 @@ impl Machine {
             memory_mib: self.memory_mib,
             boot,
             kernel: &self.images.kernel,
+            arch: self.images.arch,
             uboot: &self.images.directory.join("uboot/u-boot.rom"),
             ping_port: self.ping_port,
             command_socket: socket.path(),
             watchdog: self.watchdog,
             logs,
         })?;
-        let mut qemu = command.spawn().context("cannot start qemu-system-x86_64")?;
+        let mut qemu = command.spawn().context("cannot start QEMU")?;
         let console_input = qemu.stdin.take().context("QEMU has no input")?;
         let output = qemu.stdout.take().context("QEMU has no output")?;
         let errors = qemu.stderr.take().context("QEMU has no error output")?;
@@ -517,6 +521,14 @@ impl Machine {
 
     fn ping_address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.ping_port))
+    }
+}
+
+/// The loader of the disk that was made with the images.
+fn usual_loader(images: &Images) -> Loader {
+    match images.arch {
+        Arch::X86_64 => Loader::Grub,
+        Arch::Aarch64 => Loader::Uboot,
     }
 }
 

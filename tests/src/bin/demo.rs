@@ -6,7 +6,7 @@ use bascule_image::disk::Loader;
 use bascule_tests::scenes::Stage;
 use bascule_tests::{MachineBuilder, factory};
 
-const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot|efi]";
+const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot|efi] [--arch aarch64]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -28,7 +28,9 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("\nerror: the demo did not go as told");
             eprintln!("caused by: {error:#}");
-            eprintln!("hint: the serial console of every boot is under target/bascule/logs/");
+            eprintln!(
+                "hint: the serial console of every boot is under target/bascule/logs/, for another processor under target/bascule-ARCH/logs/"
+            );
             ExitCode::FAILURE
         }
     }
@@ -52,6 +54,6 @@ fn play(loader: Loader) -> anyhow::Result<()> {
     let seconds = stage.timeline.seconds();
     stage.timeline.heading("Everything went as told");
     let told = format!("{} boots in {:.0} minutes", stage.boots(), seconds / 60.0);
-    stage.timeline.say("demo", &told, "serial logs: target/bascule/logs");
+    stage.timeline.say("demo", &told, &format!("serial logs: {}", stage.images.directory.join("logs").display()));
     Ok(())
 }

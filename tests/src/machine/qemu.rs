@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use bascule_image::disk::Arch;
+
 use super::{Boot, WriteLogs};
 
 /// How long a guest may take to say something under KVM before it counts as unusable.
@@ -16,6 +18,7 @@ const KVM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything one start of QEMU needs.
 pub(super) struct Configuration<'a> {
+    pub(super) arch: Arch,
     pub(super) disk: &'a Path,
     pub(super) variables: &'a Path,
     pub(super) memory_mib: u32,
@@ -30,10 +33,28 @@ pub(super) struct Configuration<'a> {
 
 /// Builds the command; the serial console is on its standard input and output.
 pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
-    let accelerator = accelerator(configuration.kernel);
-    let mut command = tied_to_us("qemu-system-x86_64");
-    command.args(["-M", "q35", "-accel", accelerator, "-smp", "1", "-nodefaults", "-display", "none", "-no-reboot"]);
-    command.args(["-cpu", if accelerator == "kvm" { "host" } else { "max" }]);
+    let mut command = match configuration.arch {
+        Arch::X86_64 => {
+            let accelerator = accelerator(configuration.kernel);
+            let mut command = tied_to_us("qemu-system-x86_64");
+            command.args([
+                "-M",
+                "q35",
+                "-accel",
+                accelerator,
+                "-cpu",
+                if accelerator == "kvm" { "host" } else { "max" },
+            ]);
+            command
+        }
+        Arch::Aarch64 => {
+            let mut command = tied_to_us("qemu-system-aarch64");
+            // Pointer authentication, which `max` has, costs more to emulate than all the rest.
+            command.args(["-M", "virt", "-accel", "tcg", "-cpu", "cortex-a53"]);
+            command
+        }
+    };
+    command.args(["-smp", "1", "-nodefaults", "-display", "none", "-no-reboot"]);
     command.args(["-m", &configuration.memory_mib.to_string()]);
     // From it systemd takes a machine-id that is the same in both groups.
     command.args(["-uuid", "6b617363-756c-4065-8d61-63682d696431"]);
@@ -64,7 +85,12 @@ pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
     command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
     command.args(["-device", "virtio-rng-pci", "-serial", "stdio"]);
     let socket = format!("socket,id=commands,path={}", configuration.command_socket.display());
-    command.args(["-chardev", &socket, "-serial", "chardev:commands"]);
+    command.args(["-chardev", &socket]);
+    match configuration.arch {
+        Arch::X86_64 => command.args(["-serial", "chardev:commands"]),
+        // The board has one port.
+        Arch::Aarch64 => command.args(["-device", "pci-serial,chardev=commands"]),
+    };
     if configuration.watchdog {
         // The demo's systems look for it at this address.
         command.args(["-device", "i6300esb,addr=0x10", "-action", "watchdog=reset"]);
