@@ -258,7 +258,8 @@ pub enum RollbackReason {
     LoaderSkippedTarget,
     /// The boot settings were damaged and the loader used its fallback: no proof against the image.
     SettingsLost,
-    /// The target was found unbootable with no record of who decided it: it gave itself up.
+    /// The target was found unbootable with no record of who decided it: it gave itself up, or settings were lost of which
+    /// an older copy was still whole.
     GaveUpUnrecorded,
     /// A person asked for it.
     Operator,
@@ -291,7 +292,9 @@ impl RollbackReason {
                     .into()
             }
             RollbackReason::SettingsLost => "the boot settings were damaged and the loader fell back".into(),
-            RollbackReason::GaveUpUnrecorded => "the new system gave itself up before it could record why".into(),
+            RollbackReason::GaveUpUnrecorded => {
+                "it was not armed any more, and nothing says why: it gave itself up, or boot settings were lost".into()
+            }
             RollbackReason::Operator => "a person rolled it back".into(),
             RollbackReason::Cancelled => "it was cancelled before the reboot".into(),
             RollbackReason::Unknown => "for a reason only a newer agent knows".into(),

@@ -66,7 +66,7 @@ fn hint(reason: &RollbackReason) -> &'static str {
             "look for power cuts, hangs and watchdog resets in its probation; publish a new bundle: this one will not be tried again here"
         }
         RollbackReason::GaveUpUnrecorded => {
-            "look in its journal; publish a corrected bundle: this one will not be tried again here"
+            "look in its journal, and at the boot partition; `bascule allow` lets the same bundle be tried again"
         }
         RollbackReason::LoaderSkippedTarget => "install it again; if the loader skips it again, look at the console",
         RollbackReason::SettingsLost => "install it again; look at the boot partition if it happens again",

@@ -74,7 +74,7 @@ const FILES: [(&str, u32, &str); 26] = [
     ("usr/lib/demo/fault", PROGRAM, include_str!("files/fault")),
     ("etc/systemd/system/shell-ttyS0.service", PLAIN, include_str!("files/shell-ttyS0.service")),
     ("etc/systemd/system/shell-ttyS1.service", PLAIN, include_str!("files/shell-ttyS1.service")),
-    ("etc/systemd/system/bascule-deadman.timer.d/demo.conf", PLAIN, "[Timer]\nOnBootSec=\nOnBootSec=40s\n"),
+    ("etc/systemd/system/bascule-deadman.timer.d/demo.conf", PLAIN, "[Timer]\nOnBootSec=\nOnBootSec=60s\n"),
     ("etc/bascule/config.toml", PLAIN, include_str!("files/config.toml")),
     ("usr/lib/bascule/boot/files/demo/site.txt", PLAIN, "the image's\n"),
     ("usr/lib/demo/ping", PROGRAM, include_str!("files/ping")),
