@@ -38,7 +38,9 @@ pub mod write;
 
 pub use bascule_core::Digest;
 pub use decode::Decoder;
-pub use delta::{ChunkMaker, DeltaChunk, DeltaError, DeltaFile, DeltaTable, Patcher, Way, source_matches};
+pub use delta::{
+    ChunkMaker, DeltaChunk, DeltaError, DeltaFile, DeltaTable, Patcher, Prediction, Transform, Way, source_matches,
+};
 pub use error::BundleError;
 pub use input::{BundleFile, BundleRead, ForwardOnly};
 pub use jiff::Timestamp;

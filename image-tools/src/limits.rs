@@ -58,3 +58,11 @@ pub const MAX_DELTAS: usize = 32;
 pub const DELTA_FILE_VERSION: u16 = 1;
 /// Most bytes of a delta file's head.
 pub const MAX_DELTA_HEAD_BYTES: u64 = 4 << 10;
+/// Most executables of a base image that a delta predicts.
+pub const MAX_PREDICTED_FILES: usize = 1 << 13;
+/// Most sections of them, and most stretches of the image that these lie in: 40 bytes of memory for each pair.
+pub const MAX_AREAS: usize = 1 << 15;
+/// Most pieces that moved by a distance of their own: 8 bytes of memory each.
+pub const MAX_PIECES: usize = 1 << 17;
+/// Most section symbols of object files that a delta predicts: 8 bytes of memory each.
+pub const MAX_SECTION_SYMBOLS: usize = 1 << 15;

@@ -11,7 +11,8 @@ use bascule_image::format::HEADER_BYTES;
 use bascule_image::manifest::{BlobsPlace, sha256};
 use bascule_image::write::{BaseSpec, BundleSpec, create_bundle};
 use bascule_image::{
-    BundleError, BundleFile, BundleReader, ChunkMaker, DeltaChunk, Manifest, Opening, TrustStore, source_matches,
+    BundleError, BundleFile, BundleReader, ChunkMaker, DeltaChunk, DeltaTable, Manifest, Opening, TrustStore,
+    source_matches,
 };
 use common::{House, code, image, now, read_all, stream};
 use serde_json::{Value, json};
@@ -52,13 +53,14 @@ impl Vendor {
     /// The image, made by delta `number`.
     fn apply(&self, reader: &mut BundleReader, number: usize) -> Result<Vec<u8>, BundleError> {
         reader.begin_delta(0, number)?;
-        let (mut stored, mut out, mut maker) = (Vec::new(), vec![0; 4096], ChunkMaker::new());
+        let prediction = reader.delta_table(0, number).and_then(DeltaTable::prediction);
+        let (mut stored, mut out, mut maker) = (Vec::new(), vec![0; 4096], ChunkMaker::new(prediction));
         let mut made = Vec::new();
         while let Some(chunk) = reader.skip_delta_chunk() {
             reader.fetch_delta(&chunk, &mut stored)?;
-            let source = source(&chunk, &self.old[number]);
+            let mut source = source(&chunk, &self.old[number]);
             assert!(source_matches(&chunk, &source));
-            made.extend_from_slice(maker.make(&chunk, &stored, &source, &mut out)?);
+            made.extend_from_slice(maker.make(&chunk, &stored, &mut source, &mut out)?);
         }
         Ok(made)
     }

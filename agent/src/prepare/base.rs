@@ -31,6 +31,12 @@ impl BaseSlot {
         Ok(BaseSlot { file, size: slot.size })
     }
 
+    /// A slot that is open already.
+    #[cfg(test)]
+    pub(super) fn of(file: SlotFile, size: u64) -> Self {
+        BaseSlot { file, size }
+    }
+
     /// Whether an image of `size` bytes can be in it.
     pub(super) fn can_hold(&self, size: u64) -> bool {
         size <= self.size
@@ -43,7 +49,7 @@ impl BaseSlot {
 
     /// Reads what `chunk` is made of to the head of `buffer`; `None` where the slot cannot be read, or holds other bytes
     /// than the signed table says.
-    pub(super) fn source<'b>(&self, chunk: &DeltaChunk, buffer: &'b mut Buffer) -> Option<&'b [u8]> {
+    pub(super) fn source<'b>(&self, chunk: &DeltaChunk, buffer: &'b mut Buffer) -> Option<&'b mut [u8]> {
         let mut at = 0usize;
         for range in &chunk.source {
             let len = usize::try_from(range.len).ok()?;
@@ -56,6 +62,6 @@ impl BaseSlot {
             }
             at = at.saturating_add(len);
         }
-        Some(buffer.head(at)).filter(|source| source_matches(chunk, source))
+        Some(buffer.head_mut(at)).filter(|source| source_matches(chunk, source))
     }
 }

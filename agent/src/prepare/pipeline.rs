@@ -9,13 +9,14 @@
 //! Chunk number `n` goes to maker `n` modulo their count, and the writer asks the makers in the same turn: so the order
 //! is kept without a queue. There are so many cartons and no more: one for each maker and one for each end.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use bascule_boot::disk::Slot;
 use bascule_image::delta::apply::ChunkMaker;
 use bascule_image::limits::MAX_CHUNK_BYTES;
-use bascule_image::{BundleError, Chunk, ChunkKind, Decoder, DeltaChunk, Way};
+use bascule_image::{BundleError, Chunk, ChunkKind, Decoder, DeltaChunk, Prediction, Way};
 
 use super::base::BaseSlot;
 use super::buffer::Buffer;
@@ -98,6 +99,8 @@ pub(super) struct Line<'l> {
     pub(super) file: &'l SlotFile,
     /// The booted slot, where there is a delta.
     pub(super) base: Option<&'l BaseSlot>,
+    /// What the delta predicts of it.
+    pub(super) prediction: Option<Arc<Prediction>>,
     /// Threads that make chunks.
     pub(super) makers: usize,
     /// After so many fetched bytes the slot is synced.
@@ -147,7 +150,7 @@ impl Line<'_> {
 
     /// Makes what it is handed, and ends when nothing more comes or nobody takes it.
     fn make(&self, tasks: &Receiver<Task>, done: &SyncSender<Made>) {
-        let mut maker = Maker::new(self.base);
+        let mut maker = Maker::new(self.base, self.prediction.clone());
         while let Ok((order, mut carton)) = tasks.recv() {
             let made = maker.outcome(order, &mut carton).map(|outcome| (outcome, carton));
             if done.send(made.map_err(PrepareError::from)).is_err() {
@@ -220,9 +223,9 @@ struct Maker<'b> {
 }
 
 impl<'b> Maker<'b> {
-    fn new(base: Option<&'b BaseSlot>) -> Self {
+    fn new(base: Option<&'b BaseSlot>, prediction: Option<Arc<Prediction>>) -> Self {
         let base = base.map(|base| (base, BaseSlot::buffer()));
-        Maker { base, decoder: Decoder::new(), deltas: ChunkMaker::new() }
+        Maker { base, decoder: Decoder::new(), deltas: ChunkMaker::new(prediction) }
     }
 
     fn outcome(&mut self, order: Order, carton: &mut Carton) -> Result<Outcome, BundleError> {
@@ -252,7 +255,7 @@ impl<'b> Maker<'b> {
             return checked.map_or(Outcome::Missing(output), |()| Outcome::Zeroes(count));
         }
         let source = match &mut self.base {
-            _ if !copied => Some(&[][..]),
+            _ if !copied => Some(&mut [][..]),
             // What is copied is read to where it is written from; its source's digest is that of the output.
             Some((base, _)) if chunk.way == Way::Copied => {
                 let held = base.source(chunk, &mut carton.out);
@@ -271,3 +274,6 @@ impl<'b> Maker<'b> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

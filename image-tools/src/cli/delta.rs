@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use bascule_image::delta::image::{DeltaSpec, Tally};
+use bascule_image::delta::image::{DeltaSpec, Predict, Tally};
 use bascule_image::delta::whole::{apply_opened, create_delta};
 use bascule_image::limits::MAX_CHUNK_BYTES;
 use bascule_image::write::DEFAULT_DELTA_LEVEL;
@@ -31,6 +31,9 @@ pub(crate) struct Create {
     /// Bytes of a chunk: a multiple of 4K up to 1M.
     #[arg(long, default_value_t = u64::from(MAX_CHUNK_BYTES), value_parser = value::size)]
     chunk_size: u64,
+    /// Do not predict references in executables: for devices whose agent does not know how.
+    #[arg(long)]
+    no_prediction: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -55,7 +58,8 @@ impl Create {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let started = Instant::now();
         let new = std::fs::metadata(&self.new).with_context(|| format!("reading {:?} failed", self.new))?.len();
-        let spec = DeltaSpec::new(u32::try_from(self.chunk_size).unwrap_or(u32::MAX), self.level);
+        let plain = DeltaSpec::new(u32::try_from(self.chunk_size).unwrap_or(u32::MAX), self.level);
+        let spec = DeltaSpec { predict: predict(self.no_prediction), ..plain };
         let bar = show::progress(new, "comparing");
         let made = create_delta(&self.old, &self.new, spec, &self.output, &mut |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
@@ -78,6 +82,11 @@ impl Create {
         show::line(format_args!("  time         {seconds:.1} s"));
         Ok(())
     }
+}
+
+/// What the option says.
+pub(crate) fn predict(no_prediction: bool) -> Predict {
+    if no_prediction { Predict::Off } else { Predict::On }
 }
 
 /// What an image is made of, in one line.

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use bascule_image::delta::whole::BaseFile;
 use bascule_image::limits::MAX_CHUNK_BYTES;
 use bascule_image::manifest::{BlobsPlace, DeltaRef};
-use bascule_image::{BundleError, BundleReader, ChunkMaker, Digest, Payload, TrustStore};
+use bascule_image::{BundleError, BundleReader, ChunkMaker, DeltaTable, Digest, Payload, TrustStore};
 use clap::Args;
 use indicatif::ProgressBar;
 use sha2::{Digest as _, Sha256};
@@ -124,12 +124,13 @@ fn check_delta(
     let about = || format!("the delta against {base:?} cannot be applied");
     let old =
         BaseFile::open(base, payload.deltas.get(number).map_or(0, |delta| delta.base.size)).with_context(about)?;
-    let (mut maker, mut whole) = (ChunkMaker::new(), Sha256::new());
+    let prediction = reader.delta_table(index, number).and_then(DeltaTable::prediction);
+    let (mut maker, mut whole) = (ChunkMaker::new(prediction), Sha256::new());
     let (mut stored, mut source, mut out) = (Vec::new(), Vec::new(), vec![0; MAX_CHUNK_BYTES as usize]);
     while let Some(chunk) = reader.skip_delta_chunk() {
         reader.fetch_delta(&chunk, &mut stored)?;
         old.read(&chunk, &mut source).with_context(about)?;
-        whole.update(maker.make(&chunk, &stored, &source, &mut out).with_context(about)?);
+        whole.update(maker.make(&chunk, &stored, &mut source, &mut out).with_context(about)?);
         bar.inc(u64::from(chunk.output.len));
     }
     compare(whole, payload)

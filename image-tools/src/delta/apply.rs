@@ -1,9 +1,12 @@
 //! Makes a chunk's output from its stored bytes and its source, and proves it to be the signed one.
 
+use std::sync::Arc;
+
 use sha2::{Digest as _, Sha256};
 
 use super::patch::Patcher;
-use super::table::{DeltaChunk, Way};
+use super::predict::Prediction;
+use super::table::{DeltaChunk, Transform, Way};
 use crate::decode::Decoder;
 use crate::error::BundleError;
 use crate::table::{Chunk, ChunkKind};
@@ -24,19 +27,20 @@ pub fn source_matches(chunk: &DeltaChunk, source: &[u8]) -> bool {
 pub struct ChunkMaker {
     decoder: Decoder,
     patcher: Patcher,
+    prediction: Option<Arc<Prediction>>,
 }
 
 impl ChunkMaker {
-    /// Makes a maker.
+    /// Makes a maker for deltas whose table has a [`prediction`](super::DeltaTable::prediction), or none.
     #[must_use]
-    pub fn new() -> Self {
-        ChunkMaker::default()
+    pub fn new(prediction: Option<Arc<Prediction>>) -> Self {
+        ChunkMaker { prediction, ..ChunkMaker::default() }
     }
 
     /// Writes the output of `chunk` to the head of `out` and checks its SHA-256 over that very buffer. `stored` are its
     /// stored bytes, `source` its source ranges one after the other; whether they are the right ones is to be asked of
-    /// [`source_matches`] before, but for a chunk that is copied, where this check is the same. After an error the
-    /// buffer holds rubbish.
+    /// [`source_matches`] before, but for a chunk that is copied, where this check is the same. Afterwards `source` may
+    /// hold other bytes, and `out` after an error rubbish.
     ///
     /// # Errors
     /// [`BundleError::ChunkMismatch`], or [`BundleError::Misuse`] when `out` is shorter than the chunk.
@@ -44,7 +48,7 @@ impl ChunkMaker {
         &mut self,
         chunk: &DeltaChunk,
         stored: &[u8],
-        source: &[u8],
+        source: &mut [u8],
         out: &'o mut [u8],
     ) -> Result<&'o [u8], BundleError> {
         let mismatch = |what| BundleError::ChunkMismatch { offset: chunk.output.offset, what };
@@ -65,7 +69,7 @@ impl ChunkMaker {
         &mut self,
         chunk: &DeltaChunk,
         stored: &[u8],
-        source: &[u8],
+        source: &mut [u8],
         out: &'o mut [u8],
     ) -> Result<&'o [u8], BundleError> {
         let mismatch = |what| BundleError::ChunkMismatch { offset: chunk.output.offset, what };
@@ -73,6 +77,10 @@ impl ChunkMaker {
         let out = out.get_mut(..len).ok_or(BundleError::Misuse("the buffer is shorter than the chunk"))?;
         if stored.len() != chunk.stored_len as usize {
             return Err(mismatch("its stored length is wrong"));
+        }
+        if chunk.transform == Transform::Predicted {
+            let prediction = self.prediction.as_ref().ok_or(mismatch("nothing is known of its references"))?;
+            prediction.apply(&chunk.source, source);
         }
         if chunk.way != Way::Copied {
             self.patcher.apply(stored, source, out).map_err(mismatch)?;
@@ -109,7 +117,8 @@ mod tests {
         let output = Chunk { index: 0, offset: 0, len, kind, stored_offset: 0, stored_len: len, digest };
         let from_source = matches!(way, Way::Copied | Way::Patched { .. });
         let source = from_source.then_some(BaseRange { offset: 0, len: SOURCE.len() as u64 });
-        DeltaChunk { output, way, stored_offset: 0, stored_len, source: source.into_iter().collect() }
+        let source = source.into_iter().collect();
+        DeltaChunk { output, way, stored_offset: 0, stored_len, source, transform: Transform::None }
     }
 
     fn patch() -> Vec<u8> {
@@ -136,21 +145,27 @@ mod tests {
             (Way::Copied, b"", SOURCE, SOURCE),
             (Way::Patched { source: sha256(SOURCE) }, &patch(), SOURCE, b"quick!"),
         ];
-        let mut maker = ChunkMaker::new();
+        let mut maker = ChunkMaker::new(None);
         for (way, stored, source, output) in cases {
             let good = chunk(way, stored, output);
             assert!(source_matches(&good, source));
-            assert_eq!(maker.make(&good, stored, source, &mut [9; 1000]).unwrap(), output, "{way:?}");
+            assert_eq!(maker.make(&good, stored, &mut source.to_vec(), &mut [9; 1000]).unwrap(), output, "{way:?}");
             let mut wrong = good.clone();
             wrong.output.digest = Digest([1; 32]);
-            let refused = maker.make(&wrong, stored, source, &mut [9; 1000]).unwrap_err();
+            let refused = maker.make(&wrong, stored, &mut source.to_vec(), &mut [9; 1000]).unwrap_err();
             assert_eq!(refused.code(), "bundle.chunk-mismatch", "{way:?}");
             let longer = [stored, b"x"].concat();
-            assert_eq!(maker.make(&good, &longer, source, &mut [9; 1000]).unwrap_err().code(), "bundle.chunk-mismatch");
+            assert_eq!(
+                maker.make(&good, &longer, &mut source.to_vec(), &mut [9; 1000]).unwrap_err().code(),
+                "bundle.chunk-mismatch"
+            );
             let longer = [source, b"x"].concat();
             assert!(!source_matches(&good, &longer));
-            assert_eq!(maker.make(&good, stored, &longer, &mut [9; 1000]).unwrap_err().code(), "bundle.chunk-mismatch");
-            let short = maker.make(&good, stored, source, &mut [9; 5]).unwrap_err();
+            assert_eq!(
+                maker.make(&good, stored, &mut longer.clone(), &mut [9; 1000]).unwrap_err().code(),
+                "bundle.chunk-mismatch"
+            );
+            let short = maker.make(&good, stored, &mut source.to_vec(), &mut [9; 5]).unwrap_err();
             assert_eq!(short.code(), "bundle.reader-misused");
         }
     }
@@ -159,7 +174,7 @@ mod tests {
     fn a_copied_chunk_of_another_length_than_its_source_is_refused() {
         for output in [&SOURCE[1..], &[SOURCE, b"x"].concat()] {
             let wrong = chunk(Way::Copied, b"", output);
-            let refused = ChunkMaker::new().make(&wrong, b"", SOURCE, &mut [9; 100]).unwrap_err();
+            let refused = ChunkMaker::new(None).make(&wrong, b"", &mut SOURCE.to_vec(), &mut [9; 100]).unwrap_err();
             assert!(refused.to_string().contains("source's length"), "{refused}");
         }
     }

@@ -7,10 +7,17 @@ use std::io;
 use super::align::{Piece, align};
 use super::index::{BaseIndex, is_zero};
 use super::patch::Operation;
-use super::table::{BaseRange, Way};
+use super::predict::Prediction;
+use super::predict::learn::Move;
+use super::table::{BaseRange, Transform, Way};
 use super::varint;
 use crate::limits::{BASE_BLOCK_BYTES, MAX_CONTROL_BYTES, MAX_RANGES, MAX_SOURCE_BYTES};
 use crate::manifest::sha256;
+
+/// A patch so many times shorter than the chunk packed alone in no time is taken: packed well it is not that much shorter.
+const SURELY_LESS: usize = 4;
+/// The zstd level for that.
+const QUICK_LEVEL: i32 = 1;
 
 /// One chunk, as it will be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,11 +28,57 @@ pub struct Encoded {
     pub source: Vec<BaseRange>,
     /// What is stored; for [`Way::Raw`] nothing, because it is the output.
     pub stored: Vec<u8>,
+    /// What is done to the source before.
+    pub transform: Transform,
+}
+
+/// Where a chunk comes from, before any reference of the base is replaced.
+#[derive(Debug, Clone)]
+pub(super) enum Aligned {
+    Zeroes,
+    /// It is whole blocks of the base.
+    Copied(Vec<BaseRange>),
+    Pieces(Vec<Piece>),
+}
+
+impl Aligned {
+    /// Finds where `new` comes from.
+    pub(super) fn new(base: &BaseIndex, new: &[u8]) -> Self {
+        if is_zero(new) {
+            return Aligned::Zeroes;
+        }
+        let pieces = align(base, new);
+        whole_blocks(base, new, &pieces).map_or(Aligned::Pieces(pieces), Aligned::Copied)
+    }
+
+    /// The stretches that are copied, of a chunk at `offset` of the new image.
+    pub(super) fn moves(&self, offset: u64) -> Vec<Move> {
+        let mut moves = Vec::new();
+        let mut new = offset;
+        match self {
+            Aligned::Zeroes => {}
+            Aligned::Copied(ranges) => {
+                for range in ranges {
+                    moves.push(Move { old: range.offset, new, length: range.len });
+                    new += range.len;
+                }
+            }
+            Aligned::Pieces(pieces) => {
+                for piece in pieces {
+                    let length = piece.len as u64;
+                    moves.extend(piece.from.map(|from| Move { old: from as u64, new, length }));
+                    new += length;
+                }
+            }
+        }
+        moves
+    }
 }
 
 /// Encodes chunks one by one; each thread has its own.
 pub struct ChunkEncoder<'b> {
     base: &'b BaseIndex,
+    prediction: Option<&'b Prediction>,
     compressor: zstd::bulk::Compressor<'static>,
 }
 
@@ -35,7 +88,12 @@ impl<'b> ChunkEncoder<'b> {
     /// # Errors
     /// When zstd does not take the level.
     pub fn new(base: &'b BaseIndex, level: i32) -> io::Result<Self> {
-        Ok(ChunkEncoder { base, compressor: zstd::bulk::Compressor::new(level)? })
+        Ok(ChunkEncoder { base, prediction: None, compressor: zstd::bulk::Compressor::new(level)? })
+    }
+
+    /// Goes by what `prediction` has replaced in the base.
+    pub(super) fn predicting(self, prediction: &'b Prediction) -> Self {
+        ChunkEncoder { prediction: Some(prediction), ..self }
     }
 
     /// Finds the smallest way to make `new`.
@@ -43,35 +101,58 @@ impl<'b> ChunkEncoder<'b> {
     /// # Errors
     /// When zstd fails.
     pub fn encode(&mut self, new: &[u8]) -> io::Result<Encoded> {
-        if is_zero(new) {
-            return Ok(Encoded { way: Way::Zeroes, source: Vec::new(), stored: Vec::new() });
+        self.encode_aligned(new, Aligned::new(self.base, new))
+    }
+
+    /// Finds the smallest way to make `new`, of which `aligned` says where it comes from.
+    ///
+    /// # Errors
+    /// When zstd fails.
+    pub(super) fn encode_aligned(&mut self, new: &[u8], aligned: Aligned) -> io::Result<Encoded> {
+        let transform = Transform::None;
+        let mut pieces = match aligned {
+            Aligned::Zeroes => {
+                return Ok(Encoded { way: Way::Zeroes, source: Vec::new(), stored: Vec::new(), transform });
+            }
+            Aligned::Copied(source) => return Ok(Encoded { way: Way::Copied, source, stored: Vec::new(), transform }),
+            Aligned::Pieces(pieces) => pieces,
+        };
+        if self.base.is_predicted(&sources(&pieces, self.base.bytes().len() as u64)) {
+            pieces = align(self.base, new);
         }
-        let pieces = align(self.base, new);
-        if let Some(source) = whole_blocks(self.base, new, &pieces) {
-            return Ok(Encoded { way: Way::Copied, source, stored: Vec::new() });
+        let patched = self.patch(new, pieces)?;
+        if let Some(patched) = &patched {
+            let quick = zstd::bulk::compress(new, QUICK_LEVEL)?;
+            if patched.stored.len() <= quick.len() / SURELY_LESS {
+                return Ok(patched.clone());
+            }
         }
         let plain = self.compressor.compress(new)?;
         let plain = if plain.len() < new.len() { (Way::Zstd, plain) } else { (Way::Raw, Vec::new()) };
         let plain_len = if plain.0 == Way::Raw { new.len() } else { plain.1.len() };
-        if let Some(patched) = self.patch(new, pieces)?
-            && patched.stored.len() < plain_len
-        {
+        if let Some(patched) = patched.filter(|patched| patched.stored.len() < plain_len) {
             return Ok(patched);
         }
-        Ok(Encoded { way: plain.0, source: Vec::new(), stored: plain.1 })
+        Ok(Encoded { way: plain.0, source: Vec::new(), stored: plain.1, transform })
     }
 
     fn patch(&mut self, new: &[u8], mut pieces: Vec<Piece>) -> io::Result<Option<Encoded>> {
         let mut shortest = 1;
         while pieces.iter().any(|piece| piece.from.is_some()) {
             let source = sources(&pieces, self.base.bytes().len() as u64);
-            let (control, differences, fresh) = streams(self.base.bytes(), new, &pieces, &source);
+            let real = self.base.real(&source);
+            let digest = sha256(&real);
+            let transform = if self.base.is_predicted(&source) { Transform::Predicted } else { Transform::None };
+            let mut bytes = real;
+            if let Some(prediction) = self.prediction.filter(|_| transform == Transform::Predicted) {
+                prediction.apply(&source, &mut bytes);
+            }
+            let (control, differences, fresh) = streams(&bytes, new, &pieces, &source);
             let total: u64 = source.iter().map(|range| range.len).sum();
             let fits = total <= MAX_SOURCE_BYTES && source.len() as u64 <= MAX_RANGES;
             if fits && control.len() <= MAX_CONTROL_BYTES as usize {
                 let stored = self.pack(&control, &differences, &fresh)?;
-                let digest = sha256(&read(self.base.bytes(), &source));
-                return Ok(Some(Encoded { way: Way::Patched { source: digest }, source, stored }));
+                return Ok(Some(Encoded { way: Way::Patched { source: digest }, source, stored, transform }));
             }
             shortest *= 2;
             for piece in &mut pieces {
@@ -132,14 +213,8 @@ fn sources(pieces: &[Piece], size: u64) -> Vec<BaseRange> {
     ranges
 }
 
-/// The bytes of the ranges, one after the other.
-fn read(base: &[u8], ranges: &[BaseRange]) -> Vec<u8> {
-    let slices = ranges.iter().map(|range| &base[range.offset as usize..range.end() as usize]);
-    slices.collect::<Vec<_>>().concat()
-}
-
-/// Control stream, differences and new bytes.
-fn streams(base: &[u8], new: &[u8], pieces: &[Piece], source: &[BaseRange]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+/// Control stream, differences and new bytes; `bytes` are those of the ranges, one after the other.
+fn streams(bytes_of_source: &[u8], new: &[u8], pieces: &[Piece], source: &[BaseRange]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let mut starts = Vec::with_capacity(source.len());
     let mut sum = 0u64;
     for range in source {
@@ -167,7 +242,8 @@ fn streams(base: &[u8], new: &[u8], pieces: &[Piece], source: &[BaseRange]) -> (
         let start = place(from);
         operation = Some(Operation { seek: start as i64 - end as i64, copy: piece.len as u64, new: 0 });
         end = start + piece.len as u64;
-        differences.extend(bytes.iter().zip(&base[from..]).map(|(new, old)| new.wrapping_sub(*old)));
+        differences
+            .extend(bytes.iter().zip(&bytes_of_source[start as usize..]).map(|(new, old)| new.wrapping_sub(*old)));
     }
     if let Some(done) = operation {
         done.push_to(&mut control);

@@ -6,9 +6,12 @@
 //! Table and blobs are those of a delta in a bundle. In place of a chunk table, there are only the SHA-256s of the
 //! outputs: all chunks but the last are of one length, and there are no full data that it could tell of.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::DeltaError;
+use super::predict::Prediction;
 use super::table::{DeltaChunk, DeltaCursor, DeltaTable};
 use crate::format::{Fields, HEADER_BYTES, within};
 use crate::input::{BundleRead, Input};
@@ -141,6 +144,12 @@ impl DeltaFile {
     #[must_use]
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    /// What [`ChunkMaker`](super::ChunkMaker) needs to know of the old image's references.
+    #[must_use]
+    pub fn prediction(&self) -> Option<Arc<Prediction>> {
+        self.table.prediction()
     }
 
     /// All chunks in order, without their stored bytes.

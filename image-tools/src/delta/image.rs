@@ -3,14 +3,17 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-use super::encode::{ChunkEncoder, Encoded};
+use super::encode::{Aligned, ChunkEncoder};
 use super::index::BaseIndex;
-use super::table::{Way, push_record};
+use super::predict::Prediction;
+use super::predict::learn::learn;
+use super::table::{Transform, Way, push_record};
 
 /// How a new image is cut and packed.
 #[derive(Debug, Clone, Copy)]
@@ -21,13 +24,26 @@ pub struct DeltaSpec {
     pub level: i32,
     /// How many threads work; nothing of the result depends on it.
     pub workers: usize,
+    /// Whether references in executables are predicted.
+    pub predict: Predict,
+}
+
+/// Whether references in executables are predicted, where that pays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Predict {
+    /// They are.
+    #[default]
+    On,
+    /// They are not: for devices whose agent does not know how.
+    Off,
 }
 
 impl DeltaSpec {
     /// On all cores.
     #[must_use]
     pub fn new(chunk_bytes: u32, level: i32) -> Self {
-        DeltaSpec { chunk_bytes, level, workers: std::thread::available_parallelism().map_or(1, usize::from) }
+        let predict = Predict::default();
+        DeltaSpec { chunk_bytes, level, predict, workers: std::thread::available_parallelism().map_or(1, usize::from) }
     }
 }
 
@@ -72,64 +88,145 @@ impl Tally {
 const BATCH: usize = 64;
 
 /// Encodes `new`, `size` bytes long, and writes the stored bytes to `blobs`. `progress` is told how many bytes of it
-/// are done.
+/// are done. `base` is afterwards that with references replaced.
 ///
 /// # Errors
 /// When `new` cannot be read, `blobs` not be written, or zstd fails.
 pub fn encode_image(
-    base: &BaseIndex,
+    base: &mut BaseIndex,
     new: &File,
     size: u64,
     spec: DeltaSpec,
     blobs: &mut dyn Write,
     progress: &mut dyn FnMut(u64),
 ) -> io::Result<EncodedImage> {
-    let chunk = u64::from(spec.chunk_bytes);
-    let mut made = EncodedImage { table: Vec::new(), blobs: 0, tally: Tally::default() };
-    let mut start = 0;
-    while start < size {
-        let end = size.min(start.saturating_add(chunk.saturating_mul(BATCH as u64)));
-        let offsets = (start..end).step_by(spec.chunk_bytes as usize);
-        let places = offsets.map(|offset| (offset, chunk.min(size - offset) as usize)).collect();
-        for (output, encoded) in encode_batch(base, new, places, spec)? {
-            let stored = if encoded.way == Way::Raw { &output } else { &encoded.stored };
-            blobs.write_all(stored)?;
-            push_record(&mut made.table, encoded.way, stored.len() as u64, &encoded.source);
-            made.blobs = made.blobs.saturating_add(stored.len() as u64);
-            made.tally.count(encoded.way, output.len() as u64);
-            progress(output.len() as u64);
-        }
-        start = end;
-    }
-    Ok(made)
+    encode_predicting(base, &NewImage { file: new, size, spec }, blobs, progress, |prediction| prediction)
 }
 
-/// A chunk's output and what became of it.
-type Made = (Vec<u8>, Encoded);
+/// [`encode_image`] with what `change` makes of the prediction.
+pub(super) fn encode_predicting(
+    base: &mut BaseIndex,
+    image: &NewImage<'_>,
+    blobs: &mut dyn Write,
+    progress: &mut dyn FnMut(u64),
+    change: impl FnOnce(Prediction) -> Prediction,
+) -> io::Result<EncodedImage> {
+    let aligned = image.align(base, progress)?;
+    let prediction = match image.spec.predict {
+        Predict::On => change(image.predict(base, &aligned)?),
+        Predict::Off => Prediction::default(),
+    };
+    base.predict(&prediction);
+    image.encode(base, aligned, &prediction, blobs, progress)
+}
 
-/// Every worker takes the next chunk as soon as it is free: chunks differ a hundredfold in the work they are.
-fn encode_batch(base: &BaseIndex, new: &File, places: Vec<(u64, usize)>, spec: DeltaSpec) -> io::Result<Vec<Made>> {
-    let work = Mutex::new(places.into_iter().enumerate());
-    let next = || work.lock().ok().and_then(|mut work| work.next());
-    let mut made = std::thread::scope(|scope| {
-        let worker = || {
-            let mut encoder = ChunkEncoder::new(base, spec.level)?;
+/// An image to be made, chunk by chunk.
+pub(super) struct NewImage<'n> {
+    pub(super) file: &'n File,
+    pub(super) size: u64,
+    pub(super) spec: DeltaSpec,
+}
+
+impl NewImage<'_> {
+    /// Numbers of chunks that are worked on together.
+    fn batches(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let chunks = self.size.div_ceil(u64::from(self.spec.chunk_bytes)) as usize;
+        (0..chunks).step_by(BATCH).map(move |first| first..chunks.min(first + BATCH))
+    }
+
+    /// What `work` makes of each chunk, in order. Every worker takes the next chunk as soon as it is free: chunks differ
+    /// a hundredfold in the work they are.
+    fn each<T: Send>(
+        &self,
+        batch: Range<usize>,
+        work: impl Fn(usize, &[u8]) -> io::Result<T> + Sync,
+    ) -> io::Result<Vec<T>> {
+        let left = Mutex::new(batch);
+        let next = || left.lock().ok().and_then(|mut left| left.next());
+        let chunk = u64::from(self.spec.chunk_bytes);
+        let mut made = std::thread::scope(|scope| {
+            let worker = || {
+                let mut made = Vec::new();
+                while let Some(number) = next() {
+                    let offset = chunk.saturating_mul(number as u64);
+                    let mut output = vec![0; chunk.min(self.size.saturating_sub(offset)) as usize];
+                    self.file.read_exact_at(&mut output, offset)?;
+                    made.push((number, work(number, &output)?));
+                }
+                Ok(made)
+            };
+            let tasks: Vec<_> = (0..self.spec.workers.max(1)).map(|_| scope.spawn(worker)).collect();
             let mut made = Vec::new();
-            while let Some((number, (offset, len))) = next() {
-                let mut output = vec![0; len];
-                new.read_exact_at(&mut output, offset)?;
-                let encoded = encoder.encode(&output)?;
-                made.push((number, (output, encoded)));
+            for task in tasks {
+                made.extend(task.join().unwrap_or_else(|_| Err(io::Error::other("an encoding thread ended")))?);
             }
-            Ok(made)
-        };
-        let tasks: Vec<_> = (0..spec.workers.max(1)).map(|_| scope.spawn(worker)).collect();
-        let mut made = Vec::new();
-        for task in tasks {
-            made.extend(task.join().unwrap_or_else(|_| Err(io::Error::other("an encoding thread ended")))?);
+            Ok::<_, io::Error>(made)
+        })?;
+        made.sort_unstable_by_key(|(number, _)| *number);
+        Ok(made.into_iter().map(|(_, made)| made).collect())
+    }
+
+    /// Finds out where each chunk comes from.
+    fn align(&self, base: &BaseIndex, progress: &mut dyn FnMut(u64)) -> io::Result<Vec<Aligned>> {
+        let mut all = Vec::new();
+        for batch in self.batches() {
+            for (aligned, len) in self.each(batch, |_, output| Ok((Aligned::new(base, output), output.len())))? {
+                progress(len as u64 / 2);
+                all.push(aligned);
+            }
         }
-        Ok::<_, io::Error>(made)
-    })?;
-    made.sort_unstable_by_key(|(number, _)| *number);
-    Ok(made.into_iter().map(|(_, made)| made).collect())
+        Ok(all)
+    }
+
+    /// Encodes each chunk against a base in which references were replaced.
+    fn encode(
+        &self,
+        base: &BaseIndex,
+        aligned: Vec<Aligned>,
+        prediction: &Prediction,
+        blobs: &mut dyn Write,
+        progress: &mut dyn FnMut(u64),
+    ) -> io::Result<EncodedImage> {
+        let mut made = EncodedImage { table: Vec::new(), blobs: 0, tally: Tally::default() };
+        let mut is_predicted = false;
+        for batch in self.batches() {
+            let encode = |number: usize, output: &[u8]| {
+                let aligned = aligned.get(number).cloned().unwrap_or(Aligned::Zeroes);
+                let mut encoder = ChunkEncoder::new(base, self.spec.level)?.predicting(prediction);
+                let mut encoded = encoder.encode_aligned(output, aligned)?;
+                if encoded.way == Way::Raw {
+                    encoded.stored = output.to_vec();
+                }
+                Ok((encoded, output.len()))
+            };
+            for (encoded, len) in self.each(batch, encode)? {
+                blobs.write_all(&encoded.stored)?;
+                is_predicted |= encoded.transform == Transform::Predicted;
+                let stored = encoded.stored.len() as u64;
+                push_record(&mut made.table, encoded.way, encoded.transform, stored, &encoded.source);
+                made.blobs = made.blobs.saturating_add(stored);
+                made.tally.count(encoded.way, len as u64);
+                progress((len - len / 2) as u64);
+            }
+        }
+        if is_predicted {
+            made.table.extend(prediction.to_bytes());
+        }
+        Ok(made)
+    }
+
+    /// What is to be predicted, as a device will read it.
+    fn predict(&self, base: &BaseIndex, aligned: &[Aligned]) -> io::Result<Prediction> {
+        let offsets = (0u64..).step_by(self.spec.chunk_bytes as usize);
+        let moves: Vec<_> = aligned.iter().zip(offsets).flat_map(|(aligned, offset)| aligned.moves(offset)).collect();
+        let mut new = vec![0; usize::try_from(self.size).map_err(io::Error::other)?];
+        self.file.read_exact_at(&mut new, 0)?;
+        let learned = learn(base.bytes(), &new, &moves);
+        if learned.is_empty() {
+            return Ok(learned);
+        }
+        let bytes = learned.to_bytes();
+        let size = base.bytes().len() as u64;
+        Prediction::parse(&bytes, size).map_err(|fault| io::Error::other(format!("a prediction is wrong: {fault:?}")))
+    }
 }

@@ -10,6 +10,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use super::predict::Prediction;
+use super::table::BaseRange;
+
 /// The unit of the block index in bytes.
 pub(super) const BLOCK: usize = 4096;
 /// Length of a seed in bytes.
@@ -32,6 +35,8 @@ pub struct BaseIndex {
     earlier: Vec<u32>,
     /// From a sample's number, in units of a block's samples, to its block.
     block_of: Vec<u32>,
+    /// What the base image really holds in blocks whose references were replaced.
+    originals: HashMap<u32, Box<[u8]>>,
 }
 
 impl std::fmt::Debug for BaseIndex {
@@ -63,39 +68,82 @@ impl BaseIndex {
         }
         let full = bytes.chunks(BLOCK).filter(|block| !is_zero(block)).count();
         let bits = (full * BLOCK / STEP).next_power_of_two().ilog2().clamp(10, 28);
+        let blocks = 0..bytes.len().div_ceil(BLOCK);
         let mut index = BaseIndex {
             blocks: HashMap::with_capacity(full),
             heads: vec![NONE; 1 << bits],
             earlier: Vec::with_capacity(full * BLOCK / STEP),
             block_of: Vec::with_capacity(full),
+            originals: HashMap::new(),
             bytes,
         };
-        index.fill(bits);
+        blocks.for_each(|number| index.add(number, bits));
         Ok(index)
     }
 
-    fn fill(&mut self, bits: u32) {
-        for (number, block) in self.bytes.chunks(BLOCK).enumerate() {
-            if is_zero(block) {
+    /// Adds what is in a block now.
+    fn add(&mut self, number: usize, bits: u32) {
+        let block = &self.bytes[number * BLOCK..self.bytes.len().min((number + 1) * BLOCK)];
+        if is_zero(block) {
+            return;
+        }
+        self.block_of.push(number as u32);
+        if block.len() == BLOCK {
+            self.blocks.entry(hash_block(block)).or_insert(number as u32);
+        }
+        for step in 0..BLOCK / STEP {
+            let sample = self.earlier.len() as u32;
+            self.earlier.push(NONE);
+            let place = number * BLOCK + step * STEP;
+            let Some(seed) = self.bytes.get(place..place + SEED) else { continue };
+            if seed.iter().all(|&byte| byte == seed[0]) {
                 continue;
             }
-            self.block_of.push(number as u32);
-            if block.len() == BLOCK {
-                self.blocks.entry(hash_block(block)).or_insert(number as u32);
-            }
-            for step in 0..BLOCK / STEP {
-                let sample = self.earlier.len() as u32;
-                self.earlier.push(NONE);
-                let place = number * BLOCK + step * STEP;
-                let Some(seed) = self.bytes.get(place..place + SEED) else { continue };
-                if seed.iter().all(|&byte| byte == seed[0]) {
+            let head = &mut self.heads[slot(seed, bits)];
+            self.earlier[sample as usize] = *head;
+            *head = sample;
+        }
+    }
+
+    /// Replaces references as `prediction` says. From here on all but [`real`](Self::real) is about the image after that.
+    pub(super) fn predict(&mut self, prediction: &Prediction) {
+        let bits = self.heads.len().ilog2();
+        for area in &prediction.areas {
+            let (start, end) = (area.start as usize, (area.end() as usize).min(self.bytes.len()));
+            let mut bytes = self.bytes[start..end].to_vec();
+            prediction.apply_to(area.start, &mut bytes);
+            for number in start / BLOCK..end.div_ceil(BLOCK) {
+                let block = number * BLOCK..self.bytes.len().min((number + 1) * BLOCK);
+                let (from, to) = (block.start.max(start), block.end.min(end));
+                if self.bytes[from..to] == bytes[from - start..to - start] {
                     continue;
                 }
-                let head = &mut self.heads[slot(seed, bits)];
-                self.earlier[sample as usize] = *head;
-                *head = sample;
+                let original = &self.bytes[block];
+                self.originals.entry(number as u32).or_insert_with(|| original.into());
+                self.bytes[from..to].copy_from_slice(&bytes[from - start..to - start]);
             }
         }
+        let mut changed: Vec<_> = self.originals.keys().copied().collect();
+        changed.sort_unstable();
+        changed.into_iter().for_each(|number| self.add(number as usize, bits));
+    }
+
+    /// Whether a reference in one of the ranges was replaced.
+    pub(super) fn is_predicted(&self, ranges: &[BaseRange]) -> bool {
+        let blocks = ranges.iter().flat_map(|range| range.offset / BLOCK as u64..range.end().div_ceil(BLOCK as u64));
+        blocks.into_iter().any(|number| self.originals.contains_key(&(number as u32)))
+    }
+
+    /// What the base image really holds in ranges of whole blocks, one after the other.
+    pub(super) fn real(&self, ranges: &[BaseRange]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for range in ranges {
+            for place in (range.offset as usize..range.end() as usize).step_by(BLOCK) {
+                let block = &self.bytes[place..self.bytes.len().min(place + BLOCK)];
+                bytes.extend_from_slice(self.originals.get(&((place / BLOCK) as u32)).map_or(block, |block| block));
+            }
+        }
+        bytes
     }
 
     /// The image.

@@ -14,6 +14,7 @@
 //! | [`table`] | delta tables: one record per chunk |
 //! | [`patch`] | a chunk as differences to its source: the decoder |
 //! | [`apply`] | one chunk's output, made and proven |
+//! | [`predict`] | addresses in a source, moved to where they probably are |
 //! | [`encode`] | one chunk of a new image as a record and stored bytes: the encoder |
 //! | [`image`] | a whole image against a base, on all cores |
 //! | [`index`] | the base in memory |
@@ -29,6 +30,7 @@ pub mod file;
 pub mod image;
 pub mod index;
 pub mod patch;
+pub mod predict;
 pub mod table;
 mod varint;
 pub mod whole;
@@ -37,4 +39,5 @@ pub use apply::{ChunkMaker, source_matches};
 pub use error::DeltaError;
 pub use file::DeltaFile;
 pub use patch::Patcher;
-pub use table::{BaseRange, DeltaChunk, DeltaTable, Way};
+pub use predict::Prediction;
+pub use table::{BaseRange, DeltaChunk, DeltaTable, Transform, Way};

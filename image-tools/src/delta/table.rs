@@ -3,8 +3,11 @@
 //! A delta table has one record per chunk of the payload's own chunk table, in the same order, and makes the same
 //! outputs: length and SHA-256 of each are there. A record says only how.
 
+use std::sync::Arc;
+
 use bascule_core::Digest;
 
+use super::predict::{Prediction, side};
 use super::varint;
 use crate::error::BundleError;
 use crate::format::Fields;
@@ -41,6 +44,25 @@ impl Way {
     }
 }
 
+/// What is done to a chunk's source, after it was found to be the right one and before a patch is applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transform {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its references are replaced by those that the table's [`Prediction`] expects.
+    Predicted,
+}
+
+impl Transform {
+    fn number(self) -> u8 {
+        match self {
+            Transform::None => 0,
+            Transform::Predicted => 1,
+        }
+    }
+}
+
 /// A stretch of the base image: whole blocks of [`BASE_BLOCK_BYTES`], but for the image's last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BaseRange {
@@ -71,6 +93,8 @@ pub struct DeltaChunk {
     pub stored_len: u32,
     /// What is read of the base image, at most [`MAX_SOURCE_BYTES`]; of a patch in ascending order.
     pub source: Vec<BaseRange>,
+    /// What is done to it before the patch is applied.
+    pub transform: Transform,
 }
 
 impl DeltaChunk {
@@ -92,8 +116,8 @@ impl DeltaChunk {
 }
 
 /// Appends a chunk's record to a table.
-pub(crate) fn push_record(table: &mut Vec<u8>, way: Way, stored_len: u64, source: &[BaseRange]) {
-    table.extend_from_slice(&[way.number(), NO_TRANSFORM]);
+pub(crate) fn push_record(table: &mut Vec<u8>, way: Way, transform: Transform, stored_len: u64, source: &[BaseRange]) {
+    table.extend_from_slice(&[way.number(), transform.number()]);
     if matches!(way, Way::Zstd | Way::Patched { .. }) {
         varint::push(table, stored_len);
     }
@@ -114,14 +138,12 @@ pub(crate) fn push_record(table: &mut Vec<u8>, way: Way, stored_len: u64, source
     }
 }
 
-/// The second byte of a record: the source is taken as it is.
-const NO_TRANSFORM: u8 = 0;
-
 /// A whole delta table, checked once against the chunk table it belongs to, then read record by record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeltaTable {
     bytes: Vec<u8>,
     base_size: u64,
+    prediction: Option<Arc<Prediction>>,
 }
 
 impl DeltaTable {
@@ -138,20 +160,38 @@ impl DeltaTable {
         full: &ChunkTable,
     ) -> Result<Self, BundleError> {
         let invalid = |what| BundleError::TableInvalid { role: role.to_owned(), what };
-        let table = DeltaTable { bytes, base_size };
+        let mut table = DeltaTable { bytes, base_size, prediction: None };
         let mut cursor = DeltaCursor::default();
-        let mut count = 0u64;
+        let (mut count, mut is_predicted) = (0u64, false);
         while let Some(step) = table.step(full, &mut cursor) {
-            step.map_err(|fault| match fault {
+            let chunk = step.map_err(|fault| match fault {
                 Fault::Rule(what) => invalid(what),
                 Fault::Kind(kind) => BundleError::UnknownChunkKind { role: role.to_owned(), index: count, kind },
             })?;
             count = count.saturating_add(1);
+            is_predicted |= chunk.transform == Transform::Predicted;
         }
-        if cursor.stored != blobs || cursor.at != table.bytes.len() {
+        let behind = table.bytes.split_off(cursor.at.min(table.bytes.len()));
+        if is_predicted && behind.is_empty() {
+            return Err(invalid("a chunk is predicted, and there is no prediction"));
+        }
+        if cursor.stored != blobs || !behind.is_empty() && !is_predicted {
             return Err(invalid("the delta's chunks do not fill its blobs, or are not those of the image"));
         }
+        if is_predicted {
+            let parsed = Prediction::parse(&behind, base_size).map_err(|fault| match fault {
+                side::Fault::Rule(what) => invalid(what),
+                side::Fault::Kind(kind) => BundleError::UnknownChunkKind { role: role.to_owned(), index: count, kind },
+            });
+            table.prediction = Some(Arc::new(parsed?));
+        }
         Ok(table)
+    }
+
+    /// What is predicted of the base image's references, if any chunk's source is transformed by it.
+    #[must_use]
+    pub fn prediction(&self) -> Option<Arc<Prediction>> {
+        self.prediction.clone()
     }
 
     /// All chunks in order; `full` is the table it was checked against.
@@ -179,7 +219,12 @@ impl DeltaTable {
 
     fn record(&self, fields: &mut Fields<'_>, output: Chunk, stored_offset: u64) -> Result<DeltaChunk, Fault> {
         let [kind, transform] = fields.array::<2>().map_err(|_| Fault::Rule("the delta's records end early"))?;
-        if kind > 4 || transform != NO_TRANSFORM {
+        let transform = match transform {
+            0 => Transform::None,
+            1 if kind == 4 => Transform::Predicted,
+            _ => return Err(Fault::Kind(kind)),
+        };
+        if kind > 4 {
             return Err(Fault::Kind(kind));
         }
         let stored_len = match kind {
@@ -198,7 +243,7 @@ impl DeltaTable {
             3 => Way::Copied,
             _ => Way::Patched { source: Digest(fields.array().map_err(|_| CUT_OFF)?) },
         };
-        let chunk = DeltaChunk { output, way, stored_offset, stored_len, source };
+        let chunk = DeltaChunk { output, way, stored_offset, stored_len, source, transform };
         if way == Way::Copied && chunk.source_len() != u64::from(output.len) {
             return Err(Fault::Rule("a copied chunk's source is not as long as the chunk"));
         }

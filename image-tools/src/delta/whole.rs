@@ -45,15 +45,15 @@ pub fn create_delta(
     check_chunk_bytes(spec.chunk_bytes)?;
     let reading = file("reading", new);
     let image = File::open(new).map_err(&reading)?;
-    let index = BaseIndex::read(old).map_err(file("reading", old))?;
+    let mut index = BaseIndex::read(old).map_err(file("reading", old))?;
     let Outputs { digests, size, whole } = Outputs::read(&image, spec.chunk_bytes).map_err(&reading)?;
     let mut blobs = tempfile::tempfile_in(directory(output)).map_err(file("making a temporary file for", output))?;
-    let made = encode_image(&index, &image, size, spec, &mut blobs, progress);
+    let base = BaseImage { version: None, size: index.bytes().len() as u64, sha256: sha256(index.bytes()) };
+    let made = encode_image(&mut index, &image, size, spec, &mut blobs, progress);
     let made = made.map_err(file("making the delta of", new))?;
     let writing = file("writing", output);
     let (outputs, about_outputs) = layout::pack(&digests).map_err(&writing)?;
     let (table, about_table) = layout::pack(&made.table).map_err(&writing)?;
-    let base = BaseImage { version: None, size: index.bytes().len() as u64, sha256: sha256(index.bytes()) };
     let delta = DeltaRef { base, table: about_table, blobs: made.blobs };
     let head = Head { size, sha256: whole, chunk_bytes: spec.chunk_bytes, outputs: about_outputs, delta };
     let start = head.to_file(&outputs, &table);
@@ -131,11 +131,11 @@ pub fn apply_opened(
     let writing = file("writing", output);
     let mut image = Output::begin(output).map_err(&writing)?;
     image.file().set_len(head.size).map_err(&writing)?;
-    let (mut maker, mut whole) = (ChunkMaker::new(), Sha256::new());
+    let (mut maker, mut whole) = (ChunkMaker::new(delta.prediction()), Sha256::new());
     let (mut stored, mut source, mut out) = (Vec::new(), Vec::new(), vec![0; MAX_CHUNK_BYTES as usize]);
     while let Some(chunk) = delta.fetch_next(&mut stored)? {
         base.read(&chunk, &mut source)?;
-        let made = maker.make(&chunk, &stored, &source, &mut out)?;
+        let made = maker.make(&chunk, &stored, &mut source, &mut out)?;
         whole.update(made);
         // The file is all zeroes already.
         if chunk.way != Way::Zeroes {

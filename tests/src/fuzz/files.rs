@@ -64,15 +64,10 @@ impl Family {
 }
 
 /// Makes a file, damages it most of the time, and applies it.
-pub(super) fn run(
-    family: &Family,
-    maker: &mut ChunkMaker,
-    packer: &mut Packer,
-    random: &mut Random,
-) -> Result<Outcome, Finding> {
+pub(super) fn run(family: &Family, packer: &mut Packer, random: &mut Random) -> Result<Outcome, Finding> {
     let damaged = !random.once_in(8);
     let file = family.file(packer, random, damaged);
-    let (applied, took) = timed(family.new.len(), || apply(&file, family, maker))?;
+    let (applied, took) = timed(family.new.len(), || apply(&file, family))?;
     match applied? {
         Ok(made) if made == family.new => Ok(Outcome { taken: true, bytes: made.len(), took }),
         Ok(made) if damaged => Ok(Outcome { taken: true, bytes: made.len(), took }),
@@ -83,7 +78,7 @@ pub(super) fn run(
 }
 
 /// What the file makes of the family's old image; `Err` outside for what must never be.
-fn apply(file: &[u8], family: &Family, maker: &mut ChunkMaker) -> Result<Result<Vec<u8>, DeltaError>, Finding> {
+fn apply(file: &[u8], family: &Family) -> Result<Result<Vec<u8>, DeltaError>, Finding> {
     let opened = DeltaFile::open(Box::new(ForwardOnly::new(Cursor::new(file.to_vec()))));
     let mut delta = match opened {
         Ok(delta) => delta,
@@ -95,6 +90,7 @@ fn apply(file: &[u8], family: &Family, maker: &mut ChunkMaker) -> Result<Result<
     if base > family.old.len() as u64 || size > 1 << 20 {
         return Ok(Ok(Vec::new()));
     }
+    let mut maker = ChunkMaker::new(delta.prediction());
     let mut written = vec![false; size as usize];
     let (mut image, mut stored, mut out) = (Vec::new(), Vec::new(), vec![0; 1 << 20]);
     loop {
@@ -111,7 +107,7 @@ fn apply(file: &[u8], family: &Family, maker: &mut ChunkMaker) -> Result<Result<
             source.extend_from_slice(&family.old[range.offset as usize..range.end() as usize]);
         }
         let matches = source_matches(&chunk, &source);
-        let made = match maker.make(&chunk, &stored, &source, &mut out) {
+        let made = match maker.make(&chunk, &stored, &mut source, &mut out) {
             Ok(made) => made,
             Err(error) => return Ok(Err(error.into())),
         };

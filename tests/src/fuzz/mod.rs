@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bascule_image::{ChunkMaker, Patcher};
+use bascule_image::Patcher;
 
 use files::Family;
 pub use judge::Finding;
@@ -123,7 +123,7 @@ fn run_family(seed: u64, numbers: std::ops::Range<u64>, report: &mut Report) {
         Ok(family) => family,
         Err(finding) => return report.findings.push((numbers.start, finding)),
     };
-    let mut tools = Tools { patcher: Patcher::default(), maker: ChunkMaker::new(), packer: Packer::new() };
+    let mut tools = Tools { patcher: Patcher::default(), packer: Packer::new() };
     for number in numbers {
         let mut random = Random::new(seed, number);
         let kind = match random.below(20) {
@@ -147,7 +147,6 @@ fn run_family(seed: u64, numbers: std::ops::Range<u64>, report: &mut Report) {
 /// What is used again from case to case.
 struct Tools {
     patcher: Patcher,
-    maker: ChunkMaker,
     packer: Packer,
 }
 
@@ -155,7 +154,7 @@ fn run_case(kind: usize, family: &Family, tools: &mut Tools, random: &mut Random
     match kind {
         0 => patches::run(&mut tools.patcher, &mut tools.packer, random),
         1 => tables::run(random),
-        2 => files::run(family, &mut tools.maker, &mut tools.packer, random),
+        2 => files::run(family, &mut tools.packer, random),
         _ => manifests::run(random),
     }
 }

@@ -48,7 +48,7 @@ fn every_way_reads_back_what_was_written() {
         (Way::Patched { source: Digest([3; 32]) }, u64::from(LEN) - 1, ranges),
     ];
     let mut bytes = Vec::new();
-    written.iter().for_each(|(way, stored, source)| push_record(&mut bytes, *way, *stored, source));
+    written.iter().for_each(|(way, stored, source)| push_record(&mut bytes, *way, Transform::None, *stored, source));
     let full = outputs(&[LEN; 5]);
     let blobs = written.iter().map(|(_, stored, _)| stored).sum();
     let table = DeltaTable::parse(bytes, "root", 12_388, blobs, &full).unwrap();
@@ -74,8 +74,14 @@ fn a_kind_or_transform_from_the_future_is_told_by_its_number() {
 fn a_table_cut_off_anywhere_or_with_more_behind_it_is_refused() {
     let full = outputs(&[LEN; 2]);
     let mut bytes = Vec::new();
-    push_record(&mut bytes, Way::Copied, 0, &[BaseRange { offset: 0, len: 8192 }]);
-    push_record(&mut bytes, Way::Patched { source: Digest([1; 32]) }, 300, &[BaseRange { offset: 0, len: 4096 }]);
+    push_record(&mut bytes, Way::Copied, Transform::None, 0, &[BaseRange { offset: 0, len: 8192 }]);
+    push_record(
+        &mut bytes,
+        Way::Patched { source: Digest([1; 32]) },
+        Transform::None,
+        300,
+        &[BaseRange { offset: 0, len: 4096 }],
+    );
     let parse = |bytes: &[u8], blobs| DeltaTable::parse(bytes.to_vec(), "root", 8192, blobs, &full);
     assert!(parse(&bytes, 300).is_ok());
     for cut in 0..bytes.len() {

@@ -1,0 +1,241 @@
+//! ELF files in an image, and their sections that hold references. Only on the developer's host.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::ext4::{self, Extent};
+use super::scan::{Kind, SECTION_BITS, u16_at, u32_at, u64_at};
+
+/// An ELF file of an image.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// Where it lies, in the order of the file.
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) low: u64,
+    pub(crate) room: u32,
+    pub(crate) is_object: bool,
+    pub(crate) sections: Vec<FoundSection>,
+    /// Names of all sections, by number.
+    pub(crate) names: Vec<Vec<u8>>,
+    /// Symbols that stand for sections, and the sections' numbers.
+    pub(crate) symbols: Vec<(u32, u32)>,
+}
+
+/// A section with references.
+#[derive(Debug, Clone)]
+pub(crate) struct FoundSection {
+    pub(crate) number: u32,
+    pub(crate) kind: Kind,
+    /// Where it begins in the file.
+    pub(crate) at: u64,
+    pub(crate) length: u32,
+    /// Its address, counted from the file's lowest; of object files the number of the section that addresses are in.
+    pub(crate) address: u32,
+}
+
+impl FoundSection {
+    /// What [`Context::base`](super::scan::Context) is to be. Sections of an object file are known by the numbers that
+    /// `numbers` has for them.
+    pub(crate) fn base(&self, is_object: bool, numbers: &HashMap<u32, u32>) -> Option<u32> {
+        if is_object { Some(numbers.get(&self.address)? << SECTION_BITS) } else { Some(self.address) }
+    }
+}
+
+/// Bytes of a block, where files begin.
+const BLOCK: usize = 4096;
+const MAGIC: &[u8] = b"\x7fELF\x02\x01\x01";
+
+/// All ELF files of an image, in the order of their places.
+pub(crate) fn find(image: &[u8]) -> Vec<Found> {
+    let lists = ext4::files(image).unwrap_or_else(|| contiguous(image));
+    let mut found: Vec<_> = lists.into_iter().filter_map(|extents| Found::read(image, extents)).collect();
+    found.sort_by_key(|file| file.extents.first().map(|extent| extent.start));
+    found
+}
+
+/// Files as they may lie in an image of unknown form: each begins at a block and is in one piece.
+fn contiguous(image: &[u8]) -> Vec<Vec<Extent>> {
+    let mut lists = Vec::new();
+    let mut end = 0;
+    for start in (0..image.len()).step_by(BLOCK) {
+        let Some(bytes) = image.get(start..).filter(|bytes| start >= end && bytes.starts_with(MAGIC)) else { continue };
+        if let Some(length) = elf_length(bytes) {
+            lists.push(vec![Extent { at: 0, start: start as u64, length }]);
+            end = start.saturating_add(length as usize);
+        }
+    }
+    lists
+}
+
+/// How long the ELF file at the head of `bytes` is: its section headers are the last of it.
+fn elf_length(bytes: &[u8]) -> Option<u64> {
+    let end = u64_at(bytes, 40)?.checked_add(u64::from(u16_at(bytes, 60)?) * 64)?;
+    (end <= bytes.len() as u64).then_some(end)
+}
+
+/// The bytes of a file, with zeroes between its extents.
+pub(crate) fn content(image: &[u8], extents: &[Extent]) -> Vec<u8> {
+    let end = extents.last().map_or(0, |extent| extent.at + extent.length);
+    let mut bytes = vec![0; end as usize];
+    for extent in extents {
+        let from = image.get(extent.start as usize..(extent.start + extent.length) as usize);
+        let to = bytes.get_mut(extent.at as usize..(extent.at + extent.length) as usize);
+        if let (Some(from), Some(to)) = (from, to) {
+            to.copy_from_slice(from);
+        }
+    }
+    bytes
+}
+
+/// One section header.
+struct Header {
+    name: Vec<u8>,
+    kind: u32,
+    flags: u64,
+    address: u64,
+    at: u64,
+    length: u64,
+    info: u32,
+}
+
+const EXECUTABLE: u64 = 4;
+const ALLOCATED: u64 = 2;
+const WRITABLE: u64 = 1;
+const THREAD_LOCAL: u64 = 0x400;
+
+impl Found {
+    fn read(image: &[u8], extents: Vec<Extent>) -> Option<Self> {
+        let first = extents.first().filter(|extent| extent.at == 0)?;
+        if !image.get(first.start as usize..)?.starts_with(MAGIC) {
+            return None;
+        }
+        let bytes = content(image, &extents);
+        let (form, machine) = (u16_at(&bytes, 16)?, u16_at(&bytes, 18)?);
+        let headers = headers(&bytes)?;
+        let is_object = form == 1;
+        let allocated = || headers.iter().filter(|header| header.flags & ALLOCATED != 0 && header.address > 0);
+        let low = if is_object { 0 } else { allocated().map(|header| header.address).min()? };
+        // What is not far above zero is counted from there: so offsets that are not addresses do no harm either.
+        let low = if low < 1 << 20 { 0 } else { low };
+        let high = allocated().map(|header| header.address.saturating_add(header.length)).max().unwrap_or(0);
+        let room = if is_object { u32::MAX } else { u32::try_from(high.checked_sub(low)?).ok()? };
+        let mut found = Found {
+            extents,
+            low,
+            room,
+            is_object,
+            sections: Vec::new(),
+            names: headers.iter().map(|header| header.name.clone()).collect(),
+            symbols: Vec::new(),
+        };
+        for (number, header) in headers.iter().enumerate() {
+            let Some(kind) = kind(header, &headers, is_object, machine) else { continue };
+            if header.length == 0 || header.at.checked_add(header.length)? > bytes.len() as u64 {
+                continue;
+            }
+            let Ok(length) = u32::try_from(header.length) else { continue };
+            let address = match kind {
+                Kind::ObjectRelocations | Kind::ObjectCodeRelocations => header.info,
+                _ if is_object => number as u32,
+                Kind::Relocations => 0,
+                _ => header.address.checked_sub(low).and_then(|address| u32::try_from(address).ok()).unwrap_or(0),
+            };
+            found.sections.push(FoundSection { number: number as u32, kind, at: header.at, length, address });
+            if kind == Kind::ObjectSymbols {
+                found.symbols = section_symbols(bytes.get(header.at as usize..)?.get(..length as usize)?);
+            }
+        }
+        Some(found)
+    }
+}
+
+fn headers(bytes: &[u8]) -> Option<Vec<Header>> {
+    let (at, size) = (usize::try_from(u64_at(bytes, 40)?).ok()?, u16_at(bytes, 58)?);
+    let (count, names) = (u16_at(bytes, 60)?, u16_at(bytes, 62)?);
+    if size != 64 || count == 0 || names >= count {
+        return None;
+    }
+    let mut headers = Vec::new();
+    let mut offsets = Vec::new();
+    for entry in bytes.get(at..)?.chunks_exact(64).take(usize::from(count)) {
+        let word = |at| u64_at(entry, at);
+        offsets.push(u32_at(entry, 0)? as usize);
+        headers.push(Header {
+            name: Vec::new(),
+            kind: u32_at(entry, 4)?,
+            flags: word(8)?,
+            address: word(16)?,
+            at: word(24)?,
+            length: word(32)?,
+            info: u32_at(entry, 44)?,
+        });
+    }
+    let strings = headers.get(usize::from(names))?;
+    let strings = bytes.get(usize::try_from(strings.at).ok()?..)?.get(..usize::try_from(strings.length).ok()?)?;
+    for (header, offset) in headers.iter_mut().zip(offsets) {
+        header.name = strings.get(offset..)?.split(|byte| *byte == 0).next()?.to_vec();
+    }
+    Some(headers)
+}
+
+const X86_64: u16 = 62;
+
+/// What a section is read as.
+fn kind(header: &Header, all: &[Header], is_object: bool, machine: u16) -> Option<Kind> {
+    let name = header.name.as_slice();
+    match header.kind {
+        4 if is_object => {
+            let target = all.get(header.info as usize)?;
+            let of_code = target.flags & EXECUTABLE != 0;
+            Some(if of_code { Kind::ObjectCodeRelocations } else { Kind::ObjectRelocations })
+        }
+        4 => Some(Kind::Relocations),
+        2 if is_object => Some(Kind::ObjectSymbols),
+        2 | 11 => Some(Kind::Symbols),
+        8 => None,
+        _ if name == b"__versions" => Some(Kind::Versions),
+        _ if name.starts_with(b"__kcrctab") => Some(Kind::Checksums),
+        _ if name == b".BTF" => Some(Kind::Types),
+        _ if header.flags & EXECUTABLE != 0 => {
+            let kind = if is_object { Kind::ObjectCode } else { Kind::Code };
+            (machine == X86_64).then_some(kind)
+        }
+        _ if is_object => None,
+        _ if name == b".eh_frame" => Some(Kind::Frames),
+        _ if name == b".eh_frame_hdr" => Some(Kind::FrameIndex),
+        _ => {
+            let is_data = header.flags & WRITABLE != 0 && header.flags & ALLOCATED != 0;
+            (is_data && header.flags & THREAD_LOCAL == 0).then_some(Kind::Words)
+        }
+    }
+}
+
+/// Symbols that stand for a section, with its number.
+fn section_symbols(table: &[u8]) -> Vec<(u32, u32)> {
+    let mut symbols = Vec::new();
+    for (number, symbol) in table.chunks_exact(24).enumerate() {
+        if symbol.get(4).is_some_and(|info| info & 0xf == 3)
+            && let Some(section) = u16_at(symbol, 6)
+        {
+            symbols.push((number as u32, u32::from(section)));
+        }
+    }
+    symbols
+}
+
+/// Numbers for the sections of `new` that stand for the same as those of `old`: by name, the n-th of a name for the n-th.
+pub(crate) fn pair_sections(old: &Found, new: &Found) -> HashMap<u32, u32> {
+    let mut by_name: BTreeMap<&[u8], Vec<u32>> = BTreeMap::new();
+    for (number, name) in old.names.iter().enumerate() {
+        by_name.entry(name).or_default().push(number as u32);
+    }
+    let mut seen: HashMap<&[u8], usize> = HashMap::new();
+    let mut numbers = HashMap::new();
+    for (number, name) in new.names.iter().enumerate() {
+        let nth = seen.entry(name).or_default();
+        if let Some(old) = by_name.get(name.as_slice()).and_then(|list| list.get(*nth)) {
+            numbers.insert(number as u32, *old);
+        }
+        *nth += 1;
+    }
+    numbers
+}
