@@ -9,9 +9,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use crate::BootError;
 
@@ -124,9 +125,10 @@ fn read_direct(file: &File) -> io::Result<Vec<u8>> {
 
 /// Never over an existing file, not even over one that appears at this moment.
 fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+    // rustix has this call for every C library; nix only for glibc.
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // A file system that does not know the flag: nobody else writes here, the daemon holds its lock.
-        Err(Errno::EINVAL | Errno::ENOSYS) => match fs::symlink_metadata(to) {
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::symlink_metadata(to) {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
             Err(error) => Err(error),
