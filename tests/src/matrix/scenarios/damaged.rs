@@ -15,7 +15,6 @@ use crate::scenes::guest::PATIENCE;
 
 const REPAIRED: &str = "the boot settings were damaged and are made anew";
 const LOST: &str = "the boot settings were damaged and the loader fell back";
-const SKIPPED: &str = "the loader started the old group with tries left";
 /// How long nothing may start before a person is called.
 const SILENCE: Duration = Duration::from_secs(45);
 /// The vendor of the variables of the specification.
@@ -53,11 +52,8 @@ pub(super) const ZEROED_ARMED: Scenario = Scenario {
     about: "the settings are zeroes while the loader is armed",
     is_on: but_efi,
     play: |kept| while_armed(kept, Damage::Zeroed),
-    end: |loader| match loader {
-        // Its names are whole, and only names are settings: the loader skips an entry without a kernel.
-        Loader::SystemdBoot => End { ending: "loader-skipped-target", explained: &[SKIPPED], ..BACK }.after(1),
-        _ => End { ending: "settings-lost", explained: &[LOST, REPAIRED], ..BACK }.after(1),
-    },
+    // Under systemd-boot too, whose names are whole: an entry without a kernel is damage.
+    end: |_| End { ending: "settings-lost", explained: &[LOST, REPAIRED], ..BACK }.after(1),
 };
 pub(super) const BOTH_NAMES: Scenario = Scenario {
     name: "both-names",
