@@ -34,6 +34,7 @@ pub mod efi;
 mod error;
 pub mod gpt;
 pub mod grub;
+mod medium;
 mod script;
 pub mod sdboot;
 pub mod tryboot;

@@ -67,7 +67,6 @@ use bits::Bits;
 pub use error::GptError;
 use plan::{Plan, Refusal};
 use store::Store;
-pub(crate) use store::read_from_device;
 use table::{Entries, Health, Refused, Table};
 pub use table::{Step, TableCopy, Write};
 

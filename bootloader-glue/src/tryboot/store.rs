@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::libc;
 
 use crate::BootError;
-use crate::gpt::read_from_device;
+use crate::medium::read_from_device;
 
 use super::error::TrybootError;
 use super::file::FILE_LEN;

@@ -5,18 +5,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::libc;
-
 use crate::BootError;
+use crate::medium::{fill, open, read_from_device};
 
 use super::config::Place;
-
-/// Alignment that direct input asks for on every device we know.
-const DIRECT_ALIGNMENT: usize = 4096;
 
 /// What may be done when there is no file yet, or a short one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,51 +118,4 @@ fn start(file: &mut File, place: &Place) -> io::Result<Option<u64>> {
         Ok(offset) => Ok(Some(offset)),
         Err(_) => Ok(file.seek(SeekFrom::End(0))?.checked_sub(place.offset.unsigned_abs())),
     }
-}
-
-/// Reads up to the end of the buffer or of the file; how much.
-fn fill(file: &File, bytes: &mut [u8], start: u64) -> io::Result<usize> {
-    let mut length = 0;
-    while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, start.saturating_add(length as u64)) {
-            Ok(0) => break,
-            Ok(more) => length += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
-}
-
-/// Reads past the page cache: directly where the file system can, else after dropping its pages.
-fn read_from_device(path: &Path, start: u64, length: usize) -> io::Result<Vec<u8>> {
-    match read_direct(path, start, length) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let file = open(path, false, 0)?;
-            file.sync_all()?;
-            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)?;
-            let mut bytes = vec![0; length];
-            let read = fill(&file, &mut bytes, start)?;
-            bytes.truncate(read);
-            Ok(bytes)
-        }
-        other => other,
-    }
-}
-
-/// Reads the aligned blocks around the bytes in one call.
-fn read_direct(path: &Path, start: u64, length: usize) -> io::Result<Vec<u8>> {
-    let file = open(path, false, libc::O_DIRECT)?;
-    let before = usize::try_from(start % DIRECT_ALIGNMENT as u64).map_err(io::Error::other)?;
-    let window = (before + length).next_multiple_of(DIRECT_ALIGNMENT);
-    let mut memory = vec![0u8; window + DIRECT_ALIGNMENT];
-    let first = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
-    let aligned = memory.get_mut(first..first.saturating_add(window)).ok_or(io::ErrorKind::InvalidInput)?;
-    let read = file.read_at(aligned, start - before as u64)?;
-    Ok(aligned.get(before..read.min(before + length)).unwrap_or_default().to_vec())
-}
-
-/// Devices have names that are links, so links are followed; a pipe in a device's place is not waited for.
-fn open(path: &Path, write: bool, flags: libc::c_int) -> io::Result<File> {
-    OpenOptions::new().read(true).write(write).custom_flags(flags | libc::O_NONBLOCK).open(path)
 }
