@@ -41,23 +41,34 @@ impl Decoder {
         if raw.len() != chunk.stored_len as usize {
             return Err(mismatch("its stored length is wrong"));
         }
-        match chunk.kind {
-            ChunkKind::Zeroes => {
-                self.check_zeroes(chunk)?;
-                out.fill(0);
-                return Ok(out);
-            }
-            ChunkKind::Raw => out.copy_from_slice(raw),
+        if chunk.kind == ChunkKind::Zeroes {
+            self.check_zeroes(chunk)?;
+            out.fill(0);
+            return Ok(out);
+        }
+        self.fill(chunk.kind, raw, out).map_err(mismatch)?;
+        let found: [u8; 32] = Sha256::digest(&*out).into();
+        if found == chunk.digest.0 { Ok(out) } else { Err(mismatch("its SHA-256 is not the signed one")) }
+    }
+
+    /// Fills `out` with what is stored as `raw`, and checks no digest.
+    ///
+    /// # Errors
+    /// In words, what is wrong with `raw`.
+    pub(crate) fn fill(&mut self, kind: ChunkKind, raw: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
+        match kind {
+            ChunkKind::Zeroes => out.fill(0),
+            ChunkKind::Raw if raw.len() == out.len() => out.copy_from_slice(raw),
+            ChunkKind::Raw => return Err("its stored length is wrong"),
             ChunkKind::Zstd => {
-                check_frame(raw, u64::from(chunk.len)).map_err(mismatch)?;
-                let made = self.context.decompress(out, raw).map_err(|_| mismatch("it does not decompress"))?;
-                if made != len {
-                    return Err(mismatch("it decompresses to another length"));
+                check_frame(raw, out.len() as u64)?;
+                let made = self.context.decompress(out, raw).map_err(|_| "it does not decompress")?;
+                if made != out.len() {
+                    return Err("it decompresses to another length");
                 }
             }
         }
-        let found: [u8; 32] = Sha256::digest(&*out).into();
-        if found == chunk.digest.0 { Ok(out) } else { Err(mismatch("its SHA-256 is not the signed one")) }
+        Ok(())
     }
 
     /// Checks a chunk of zeroes without making them: for a writer that can zero a device by one command.

@@ -39,7 +39,8 @@ pub mod write;
 pub use bascule_core::Digest;
 pub use decode::Decoder;
 pub use delta::{
-    ChunkMaker, DeltaChunk, DeltaError, DeltaFile, DeltaTable, Patcher, Prediction, Transform, Way, source_matches,
+    Base, ChunkMaker, DeltaChunk, DeltaError, DeltaFile, DeltaTable, Patcher, Prediction, Transform, Units, Way,
+    read_ranges, source_matches,
 };
 pub use error::BundleError;
 pub use input::{BundleFile, BundleRead, ForwardOnly};

@@ -66,3 +66,12 @@ pub const MAX_AREAS: usize = 1 << 15;
 pub const MAX_PIECES: usize = 1 << 17;
 /// Most section symbols of object files that a delta predicts: 8 bytes of memory each.
 pub const MAX_SECTION_SYMBOLS: usize = 1 << 15;
+/// Most units of compressed data in a base image that a delta reads, and most stretches that these lie in: 40 bytes of
+/// memory for each pair.
+pub const MAX_UNITS: usize = 1 << 15;
+/// Longest content of one unit: a block of the LZ4 frames in kernels. It is not in memory as a whole.
+pub const MAX_UNIT_BYTES: u32 = 8 << 20;
+/// Longest content of one part of a packed chunk, which is in memory, and longest content once it is packed.
+pub const MAX_PART_BYTES: u32 = 2 << 20;
+/// Most parts of one chunk.
+pub const MAX_PARTS: u64 = 256;

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::decode::zeroes_digest;
 use crate::delta::file::check_chunk_bytes;
-use crate::delta::image::{DeltaSpec, Predict, Tally, encode_image};
+use crate::delta::image::{DeltaSpec, Tally, Transforms, encode_image};
 use crate::delta::index::BaseIndex;
 use crate::error::BundleError;
 use crate::format::{Header, within};
@@ -46,8 +46,8 @@ pub struct BundleSpec {
     pub bases: Vec<BaseSpec>,
     /// The zstd level of the deltas.
     pub delta_level: i32,
-    /// Whether the deltas predict references in executables.
-    pub predict: Predict,
+    /// What the deltas may ask of a device beside patching.
+    pub transforms: Transforms,
     /// Where the full data go.
     pub full: BlobsPlace,
 }
@@ -69,8 +69,8 @@ impl BundleSpec {
     pub fn new(release: Release, payloads: Vec<(String, PathBuf)>, now: Timestamp, expires: Timestamp) -> Self {
         let (bases, full) = (Vec::new(), BlobsPlace::Inside);
         let (level, chunk_bytes, delta_level) = (DEFAULT_LEVEL, MAX_CHUNK_BYTES, DEFAULT_DELTA_LEVEL);
-        let predict = Predict::default();
-        BundleSpec { release, payloads, level, chunk_bytes, now, expires, bases, delta_level, predict, full }
+        let transforms = Transforms::default();
+        BundleSpec { release, payloads, level, chunk_bytes, now, expires, bases, delta_level, transforms, full }
     }
 
     /// What every agent reads, unless there is something in it that needs the newer format.
@@ -165,7 +165,7 @@ fn delta(
     let failed = at("making the delta of", image);
     let new = File::open(image).map_err(&failed)?;
     let size = new.metadata().map_err(&failed)?.len();
-    let cut = DeltaSpec { predict: spec.predict, ..DeltaSpec::new(spec.chunk_bytes, spec.delta_level) };
+    let cut = DeltaSpec { transforms: spec.transforms, ..DeltaSpec::new(spec.chunk_bytes, spec.delta_level) };
     let (base_size, base_digest) = (index.bytes().len() as u64, sha256(index.bytes()));
     let made = encode_image(&mut index, &new, size, cut, blobs, progress).map_err(&failed)?;
     let (table, about) = crate::layout::pack(&made.table).map_err(&failed)?;

@@ -7,13 +7,11 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bascule_image::delta::apply::InMemory;
 use bascule_image::format::HEADER_BYTES;
 use bascule_image::manifest::{BlobsPlace, sha256};
 use bascule_image::write::{BaseSpec, BundleSpec, create_bundle};
-use bascule_image::{
-    BundleError, BundleFile, BundleReader, ChunkMaker, DeltaChunk, DeltaTable, Manifest, Opening, TrustStore,
-    source_matches,
-};
+use bascule_image::{BundleError, BundleFile, BundleReader, ChunkMaker, DeltaTable, Manifest, Opening, TrustStore};
 use common::{House, code, image, now, read_all, stream};
 use serde_json::{Value, json};
 
@@ -53,22 +51,17 @@ impl Vendor {
     /// The image, made by delta `number`.
     fn apply(&self, reader: &mut BundleReader, number: usize) -> Result<Vec<u8>, BundleError> {
         reader.begin_delta(0, number)?;
-        let prediction = reader.delta_table(0, number).and_then(DeltaTable::prediction);
-        let (mut stored, mut out, mut maker) = (Vec::new(), vec![0; 4096], ChunkMaker::new(prediction));
+        let table = reader.delta_table(0, number);
+        let mut base = InMemory::new(&self.old[number], table.and_then(DeltaTable::units));
+        let mut maker = ChunkMaker::new(table.and_then(DeltaTable::prediction));
+        let (mut stored, mut out) = (Vec::new(), vec![0; 4096]);
         let mut made = Vec::new();
         while let Some(chunk) = reader.skip_delta_chunk() {
             reader.fetch_delta(&chunk, &mut stored)?;
-            let mut source = source(&chunk, &self.old[number]);
-            assert!(source_matches(&chunk, &source));
-            made.extend_from_slice(maker.make(&chunk, &stored, &mut source, &mut out)?);
+            made.extend_from_slice(maker.make(&chunk, &stored, &mut base, &mut out)?);
         }
         Ok(made)
     }
-}
-
-fn source(chunk: &DeltaChunk, old: &[u8]) -> Vec<u8> {
-    let ranges = chunk.source.iter().map(|range| &old[range.offset as usize..range.end() as usize]);
-    ranges.collect::<Vec<_>>().concat()
 }
 
 fn manifest(bundle: &[u8]) -> Manifest {

@@ -2,9 +2,11 @@
 
 use bascule_boot::disk::{Slot, Sysfs, open_booted};
 use bascule_core::BootedGroup;
-use bascule_image::DeltaChunk;
-use bascule_image::delta::apply::source_matches;
+use std::io;
+use std::sync::Arc;
+
 use bascule_image::limits::MAX_SOURCE_BYTES;
+use bascule_image::{Base, DeltaChunk, Units, read_ranges, source_matches};
 
 use super::buffer::{ALIGN, Buffer};
 use super::slot::{SlotFile, SlotPace};
@@ -42,14 +44,15 @@ impl BaseSlot {
         size <= self.size
     }
 
-    /// A buffer that every chunk's source fits into.
-    pub(super) fn buffer() -> Buffer {
-        Buffer::new(MAX_SOURCE_BYTES as usize + ALIGN)
+    /// A reader of chunks' sources; `units` are those of the delta's table.
+    pub(super) fn sources(&self, units: Option<Arc<Units>>) -> Sources<'_> {
+        let buffer = Buffer::new(MAX_SOURCE_BYTES as usize + ALIGN);
+        Sources { base: self, units, buffer, packed: None }
     }
 
-    /// Reads what `chunk` is made of to the head of `buffer`; `None` where the slot cannot be read, or holds other bytes
-    /// than the signed table says.
-    pub(super) fn source<'b>(&self, chunk: &DeltaChunk, buffer: &'b mut Buffer) -> Option<&'b mut [u8]> {
+    /// Reads the source ranges of `chunk` to the head of `buffer`; `None` where the slot cannot be read, or holds other
+    /// bytes than the signed table says.
+    pub(super) fn copy<'b>(&self, chunk: &DeltaChunk, buffer: &'b mut Buffer) -> Option<&'b mut [u8]> {
         let mut at = 0usize;
         for range in &chunk.source {
             let len = usize::try_from(range.len).ok()?;
@@ -63,5 +66,61 @@ impl BaseSlot {
             at = at.saturating_add(len);
         }
         Some(buffer.head_mut(at)).filter(|source| source_matches(chunk, source))
+    }
+
+    /// Reads at any place, through `between`.
+    fn read(&self, offset: u64, place: &mut [u8], between: &mut Buffer) -> io::Result<()> {
+        let mut rest = place;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let before = usize::try_from(at % ALIGN as u64).unwrap_or(0);
+            let count = rest.len().min(between.head(usize::MAX).len().saturating_sub(before));
+            let start = at.saturating_sub(before as u64);
+            let padded = self.file.padded(start, before.saturating_add(count));
+            let read = between.head_mut(padded);
+            self.file.read(read, start)?;
+            let (piece, behind) = rest.split_at_mut(count);
+            piece.copy_from_slice(read.get(before..).and_then(|read| read.get(..count)).ok_or(io::ErrorKind::Other)?);
+            at = at.saturating_add(count as u64);
+            rest = behind;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the sources of chunks one by one with reused memory: [`MAX_SOURCE_BYTES`], and little more for what is packed.
+pub(crate) struct Sources<'b> {
+    base: &'b BaseSlot,
+    units: Option<Arc<Units>>,
+    buffer: Buffer,
+    /// What packed bytes are read through.
+    packed: Option<Buffer>,
+}
+
+/// Packed bytes are read in pieces of at most this.
+const PACKED_BYTES: usize = 128 << 10;
+
+impl Sources<'_> {
+    /// Whether the slot holds all sources of `chunk` as they are.
+    pub(super) fn are_stored(&self, chunk: &DeltaChunk) -> bool {
+        let end = self.units.as_ref().map_or(u64::MAX, |units| units.start());
+        chunk.source.iter().all(|range| range.end() <= end)
+    }
+}
+
+impl Base for Sources<'_> {
+    fn source(&mut self, chunk: &DeltaChunk) -> Option<&mut [u8]> {
+        if self.are_stored(chunk) {
+            return self.base.copy(chunk, &mut self.buffer);
+        }
+        let between = self.packed.get_or_insert_with(|| Buffer::new(PACKED_BYTES));
+        let source = self.buffer.head_mut(usize::try_from(chunk.source_len()).ok()?);
+        let mut read_at = |offset, place: &mut [u8]| self.base.read(offset, place, between);
+        if let Err(fault) = read_ranges(self.units.as_deref(), &chunk.source, source, &mut read_at) {
+            let chunk = chunk.output.offset;
+            tracing::warn!(chunk, error = fault.to_string(), "the booted slot does not hold what is to be unpacked");
+            return None;
+        }
+        Some(source).filter(|source| source_matches(chunk, source))
     }
 }

@@ -16,9 +16,9 @@ use std::thread;
 use bascule_boot::disk::Slot;
 use bascule_image::delta::apply::ChunkMaker;
 use bascule_image::limits::MAX_CHUNK_BYTES;
-use bascule_image::{BundleError, Chunk, ChunkKind, Decoder, DeltaChunk, Prediction, Way};
+use bascule_image::{BundleError, Chunk, ChunkKind, Decoder, DeltaChunk, Prediction, Units, Way};
 
-use super::base::BaseSlot;
+use super::base::{BaseSlot, Sources};
 use super::buffer::Buffer;
 use super::slot::SlotFile;
 use super::write::slot_error;
@@ -101,6 +101,8 @@ pub(super) struct Line<'l> {
     pub(super) base: Option<&'l BaseSlot>,
     /// What the delta predicts of it.
     pub(super) prediction: Option<Arc<Prediction>>,
+    /// Where compressed data lie in it.
+    pub(super) units: Option<Arc<Units>>,
     /// Threads that make chunks.
     pub(super) makers: usize,
     /// After so many fetched bytes the slot is synced.
@@ -150,7 +152,7 @@ impl Line<'_> {
 
     /// Makes what it is handed, and ends when nothing more comes or nobody takes it.
     fn make(&self, tasks: &Receiver<Task>, done: &SyncSender<Made>) {
-        let mut maker = Maker::new(self.base, self.prediction.clone());
+        let mut maker = Maker::new(self.base, self.prediction.clone(), self.units.clone());
         while let Ok((order, mut carton)) = tasks.recv() {
             let made = maker.outcome(order, &mut carton).map(|outcome| (outcome, carton));
             if done.send(made.map_err(PrepareError::from)).is_err() {
@@ -215,16 +217,17 @@ impl Line<'_> {
     }
 }
 
-/// What one making thread keeps: about 4 MiB with a base, next to nothing without.
+/// What one making thread keeps: about 4 MiB with a base, 4 MiB more where data are packed again, next to nothing
+/// without.
 struct Maker<'b> {
-    base: Option<(&'b BaseSlot, Buffer)>,
+    base: Option<(&'b BaseSlot, Sources<'b>)>,
     decoder: Decoder,
     deltas: ChunkMaker,
 }
 
 impl<'b> Maker<'b> {
-    fn new(base: Option<&'b BaseSlot>, prediction: Option<Arc<Prediction>>) -> Self {
-        let base = base.map(|base| (base, BaseSlot::buffer()));
+    fn new(base: Option<&'b BaseSlot>, prediction: Option<Arc<Prediction>>, units: Option<Arc<Units>>) -> Self {
+        let base = base.map(|base| (base, base.sources(units)));
         Maker { base, decoder: Decoder::new(), deltas: ChunkMaker::new(prediction) }
     }
 
@@ -247,25 +250,20 @@ impl<'b> Maker<'b> {
     /// A chunk that fails for whatever reason is taken whole: the full data have the last word.
     fn delta(&mut self, chunk: &DeltaChunk, carton: &mut Carton) -> Outcome {
         let output = chunk.output;
-        let copied = !chunk.source.is_empty();
+        let copied = chunk.with_source().next().is_some();
         let count = Count { chunk: output, fetched: chunk.stored_len, copied, healed: false };
         if chunk.way == Way::Zeroes {
             let zeroes = Chunk { kind: ChunkKind::Zeroes, stored_len: 0, ..output };
             let checked = self.decoder.check_zeroes(&zeroes);
             return checked.map_or(Outcome::Missing(output), |()| Outcome::Zeroes(count));
         }
-        let source = match &mut self.base {
-            _ if !copied => Some(&mut [][..]),
+        let Some((base, sources)) = &mut self.base else { return Outcome::Missing(output) };
+        if chunk.way == Way::Copied && sources.are_stored(chunk) {
             // What is copied is read to where it is written from; its source's digest is that of the output.
-            Some((base, _)) if chunk.way == Way::Copied => {
-                let held = base.source(chunk, &mut carton.out);
-                return held.map_or(Outcome::Missing(output), |_| Outcome::Bytes(count));
-            }
-            Some((base, buffer)) => base.source(chunk, buffer),
-            None => None,
-        };
-        let Some(source) = source else { return Outcome::Missing(output) };
-        match self.deltas.make(chunk, &carton.stored, source, carton.out.head_mut(output.len as usize)) {
+            let held = base.copy(chunk, &mut carton.out);
+            return held.map_or(Outcome::Missing(output), |_| Outcome::Bytes(count));
+        }
+        match self.deltas.make(chunk, &carton.stored, sources, carton.out.head_mut(output.len as usize)) {
             Ok(_) => Outcome::Bytes(count),
             Err(error) => {
                 tracing::warn!(code = error.code(), error = error.to_string(), "a chunk of the delta is damaged");

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use bascule_boot::disk::{Slot, Sysfs};
 use bascule_core::BootedGroup;
 use bascule_image::manifest::{BlobsPlace, DeltaRef};
-use bascule_image::{BundleReader, DeltaTable, Payload};
+use bascule_image::{Base as _, BundleReader, DeltaTable, Payload};
 
 use super::base::BaseSlot;
 use super::slot::SlotPace;
@@ -178,14 +178,14 @@ impl Probe {
 /// Looks for the sources of a few chunks in the booted slot. A delta that asks nothing of it always fits.
 fn probe(base: &BaseSlot, bundle: &BundleReader, index: usize, table: &DeltaTable) -> Probe {
     let Some(full) = bundle.chunk_table(index) else { return Probe { held: 0, probed: 0 } };
-    let with_source = || table.chunks(full).filter(|chunk| !chunk.source.is_empty());
+    let with_source = || table.chunks(full).filter(|chunk| chunk.with_source().next().is_some());
     let count = with_source().count();
     if count == 0 {
         return Probe { held: PROBES, probed: PROBES };
     }
-    let mut buffer = BaseSlot::buffer();
+    let mut sources = base.sources(table.units());
     let step = count.div_ceil(PROBES);
-    let found = with_source().step_by(step).map(|chunk| base.source(&chunk, &mut buffer).is_some());
+    let found = with_source().step_by(step).map(|chunk| chunk.with_source().all(|one| sources.source(one).is_some()));
     found.fold(Probe { held: 0, probed: 0 }, |sum, held| Probe {
         held: sum.held + usize::from(held),
         probed: sum.probed + 1,

@@ -3,7 +3,6 @@
 //! First what a delta makes of the booted slot, chunk by chunk; then, of the full data, the chunks that it could not
 //! make, or all where no delta is used; then a sync, and the whole image is read back.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -11,7 +10,7 @@ use std::thread;
 use bascule_boot::disk::{Slot, open_target};
 use bascule_core::Digest;
 use bascule_image::limits::MAX_CHUNK_BYTES;
-use bascule_image::{BundleReader, Chunk, ChunkTable, DeltaTable, Payload, Prediction};
+use bascule_image::{BundleReader, Chunk, ChunkTable, DeltaTable, Payload};
 use sha2::{Digest as _, Sha256};
 
 use super::base::BaseSlot;
@@ -68,9 +67,10 @@ pub(super) fn slot_error(doing: &'static str, slot: &Slot, offset: u64) -> impl 
 }
 
 impl Write<'_> {
-    fn line<'l>(&'l self, base: Option<&'l BaseSlot>, prediction: Option<Arc<Prediction>>) -> Line<'l> {
+    /// The threads, without a base.
+    fn line(&self) -> Line<'_> {
         let (makers, checkpoint) = (self.job.cores, self.job.checkpoint);
-        Line { slot: self.slot, file: &self.file, base, prediction, makers, checkpoint }
+        Line { slot: self.slot, file: &self.file, base: None, prediction: None, units: None, makers, checkpoint }
     }
 
     /// Makes what the booted slot can make, and returns the places of the chunks that it cannot.
@@ -82,8 +82,10 @@ impl Write<'_> {
         base: &BaseSlot,
     ) -> Result<Vec<u64>, PrepareError> {
         bundle.begin_delta(self.index, delta)?;
-        let prediction = bundle.delta_table(self.index, delta).and_then(DeltaTable::prediction);
-        self.line(Some(base), prediction).run(tally, |feeder| {
+        let table = bundle.delta_table(self.index, delta);
+        let (prediction, units) = (table.and_then(DeltaTable::prediction), table.and_then(DeltaTable::units));
+        let line = Line { base: Some(base), prediction, units, ..self.line() };
+        line.run(tally, |feeder| {
             while let Some(chunk) = bundle.skip_delta_chunk() {
                 self.check(&chunk.output)?;
                 let Some(mut carton) = feeder.carton() else { return Ok(()) };
@@ -125,7 +127,7 @@ impl Write<'_> {
     /// Makes chunks of the full data: all, or those at `only`.
     fn full(&self, bundle: &mut BundleReader, tally: &mut Tally<'_>, only: Option<&[u64]>) -> Result<(), PrepareError> {
         bundle.begin_payload(self.index)?;
-        self.line(None, None).run(tally, |feeder| self.feed_full(bundle, feeder, only)).map(drop)
+        self.line().run(tally, |feeder| self.feed_full(bundle, feeder, only)).map(drop)
     }
 
     fn feed_full(

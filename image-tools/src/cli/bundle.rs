@@ -14,7 +14,7 @@ use bascule_image::{BundleFile, BundleRead, Digest, ForwardOnly, Manifest, Openi
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::delta::{made_of, predict};
+use super::delta::{NoTransforms, made_of};
 use super::from::{Bases, From, from};
 use super::verify::{Verify, name};
 use super::{show, value};
@@ -61,9 +61,8 @@ pub(crate) struct Create {
     /// The zstd level of deltas.
     #[arg(long, default_value_t = DEFAULT_DELTA_LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
     delta_level: i32,
-    /// Do not predict references in executables: for devices whose agent does not know how.
-    #[arg(long)]
-    no_prediction: bool,
+    #[command(flatten)]
+    transforms: NoTransforms,
     /// Where the full data go, which devices need that run another image: in the bundle, in files beside it, nowhere.
     #[arg(long, value_enum, default_value_t = Full::Inside)]
     full: Full,
@@ -123,7 +122,7 @@ impl Create {
             expires: self.expires.from(now)?,
             bases: bases.specs.clone(),
             delta_level: self.delta_level,
-            predict: predict(self.no_prediction),
+            transforms: self.transforms.left(),
             full: match self.full {
                 Full::Inside => BlobsPlace::Inside,
                 Full::Beside => BlobsPlace::Beside,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use bascule_image::delta::image::{DeltaSpec, Predict, Tally};
+use bascule_image::delta::image::{DeltaSpec, Tally, Transforms};
 use bascule_image::delta::whole::{apply_opened, create_delta};
 use bascule_image::limits::MAX_CHUNK_BYTES;
 use bascule_image::write::DEFAULT_DELTA_LEVEL;
@@ -31,9 +31,8 @@ pub(crate) struct Create {
     /// Bytes of a chunk: a multiple of 4K up to 1M.
     #[arg(long, default_value_t = u64::from(MAX_CHUNK_BYTES), value_parser = value::size)]
     chunk_size: u64,
-    /// Do not predict references in executables: for devices whose agent does not know how.
-    #[arg(long)]
-    no_prediction: bool,
+    #[command(flatten)]
+    transforms: NoTransforms,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -59,7 +58,7 @@ impl Create {
         let started = Instant::now();
         let new = std::fs::metadata(&self.new).with_context(|| format!("reading {:?} failed", self.new))?.len();
         let plain = DeltaSpec::new(u32::try_from(self.chunk_size).unwrap_or(u32::MAX), self.level);
-        let spec = DeltaSpec { predict: predict(self.no_prediction), ..plain };
+        let spec = DeltaSpec { transforms: self.transforms.left(), ..plain };
         let bar = show::progress(new, "comparing");
         let made = create_delta(&self.old, &self.new, spec, &self.output, &mut |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
@@ -84,14 +83,27 @@ impl Create {
     }
 }
 
-/// What the option says.
-pub(crate) fn predict(no_prediction: bool) -> Predict {
-    if no_prediction { Predict::Off } else { Predict::On }
+/// What a delta does without.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct NoTransforms {
+    /// Do not predict references in executables: for devices whose agent does not know how.
+    #[arg(long)]
+    no_prediction: bool,
+    /// Do not make compressed data of what they hold: for devices whose agent does not know how.
+    #[arg(long)]
+    no_repacking: bool,
+}
+
+impl NoTransforms {
+    pub(crate) fn left(self) -> Transforms {
+        Transforms { predict: !self.no_prediction, repack: !self.no_repacking }
+    }
 }
 
 /// What an image is made of, in one line.
 pub(crate) fn made_of(tally: &Tally) -> String {
-    let parts = [(tally.zeroes, "zeroes"), (tally.copied, "copied"), (tally.patched, "patched"), (tally.whole, "new")];
+    let (zeroes, copied) = ((tally.zeroes, "zeroes"), (tally.copied, "copied"));
+    let parts = [zeroes, copied, (tally.patched, "patched"), (tally.repacked, "packed again"), (tally.whole, "new")];
     let parts: Vec<_> = parts.iter().filter(|(bytes, _)| *bytes > 0).collect();
     let told: Vec<_> = parts.iter().map(|(bytes, what)| format!("{} {what}", show::size(*bytes))).collect();
     if told.is_empty() { "nothing".into() } else { told.join(", ") }

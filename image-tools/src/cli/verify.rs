@@ -122,15 +122,15 @@ fn check_delta(
 ) -> anyhow::Result<()> {
     reader.begin_delta(index, number)?;
     let about = || format!("the delta against {base:?} cannot be applied");
-    let old =
-        BaseFile::open(base, payload.deltas.get(number).map_or(0, |delta| delta.base.size)).with_context(about)?;
-    let prediction = reader.delta_table(index, number).and_then(DeltaTable::prediction);
-    let (mut maker, mut whole) = (ChunkMaker::new(prediction), Sha256::new());
-    let (mut stored, mut source, mut out) = (Vec::new(), Vec::new(), vec![0; MAX_CHUNK_BYTES as usize]);
+    let table = reader.delta_table(index, number);
+    let size = payload.deltas.get(number).map_or(0, |delta| delta.base.size);
+    let mut old = BaseFile::open(base, size, table.and_then(DeltaTable::units)).with_context(about)?;
+    let (mut maker, mut whole) = (ChunkMaker::new(table.and_then(DeltaTable::prediction)), Sha256::new());
+    let (mut stored, mut out) = (Vec::new(), vec![0; MAX_CHUNK_BYTES as usize]);
     while let Some(chunk) = reader.skip_delta_chunk() {
         reader.fetch_delta(&chunk, &mut stored)?;
-        old.read(&chunk, &mut source).with_context(about)?;
-        whole.update(maker.make(&chunk, &stored, &mut source, &mut out).with_context(about)?);
+        let made = maker.make(&chunk, &stored, &mut old, &mut out).map_err(|error| old.cause(error));
+        whole.update(made.with_context(about)?);
         bar.inc(u64::from(chunk.output.len));
     }
     compare(whole, payload)

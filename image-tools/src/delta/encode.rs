@@ -9,9 +9,12 @@ use super::index::{BaseIndex, is_zero};
 use super::patch::Operation;
 use super::predict::Prediction;
 use super::predict::learn::Move;
-use super::table::{BaseRange, Transform, Way};
+use super::repack::Part;
+use super::repack::plan::Planned;
+use super::table::{BaseRange, Transform, Way, push_packed, push_part, push_record};
 use super::varint;
-use crate::limits::{BASE_BLOCK_BYTES, MAX_CONTROL_BYTES, MAX_RANGES, MAX_SOURCE_BYTES};
+use crate::Digest;
+use crate::limits::{BASE_BLOCK_BYTES, MAX_CHUNK_BYTES, MAX_CONTROL_BYTES, MAX_RANGES, MAX_SOURCE_BYTES};
 use crate::manifest::sha256;
 
 /// A patch so many times shorter than the chunk packed alone in no time is taken: packed well it is not that much shorter.
@@ -30,6 +33,58 @@ pub struct Encoded {
     pub stored: Vec<u8>,
     /// What is done to the source before.
     pub transform: Transform,
+    /// Of [`Way::Packed`] its parts.
+    pub parts: Vec<EncodedPart>,
+}
+
+/// A part of a packed chunk, as it will be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedPart {
+    /// The part without its pieces.
+    pub part: Part,
+    /// These, each with the SHA-256 of its output. Their stored bytes one after the other are the chunk's.
+    pub pieces: Vec<(Encoded, Digest)>,
+}
+
+impl Encoded {
+    fn new(way: Way, source: Vec<BaseRange>, stored: Vec<u8>, transform: Transform) -> Self {
+        Encoded { way, source, stored, transform, parts: Vec::new() }
+    }
+
+    /// How many bytes are stored for an output of `len`.
+    pub(super) fn stored_len(&self, len: usize) -> usize {
+        if self.way == Way::Raw { len } else { self.stored.len() }
+    }
+
+    /// About how many bytes it takes for an output of `len`, with its record.
+    pub(super) fn cost(&self, len: usize) -> usize {
+        let mut record = Vec::new();
+        self.push_to(&mut record);
+        self.stored_len(len) + record.len()
+    }
+
+    /// Whether the prediction is applied to any source of it.
+    pub(super) fn is_predicted(&self) -> bool {
+        let mut pieces = self.parts.iter().flat_map(|part| &part.pieces);
+        self.transform == Transform::Predicted || pieces.any(|(piece, _)| piece.is_predicted())
+    }
+
+    /// Appends its record to a table.
+    pub(super) fn push_to(&self, table: &mut Vec<u8>) {
+        if self.way != Way::Packed {
+            return push_record(table, self.way, self.transform, self.stored.len() as u64, &self.source);
+        }
+        push_packed(table, self.parts.len());
+        for part in &self.parts {
+            push_part(table, &part.part);
+            for (piece, digest) in &part.pieces {
+                piece.push_to(table);
+                if piece.way == Way::Copied {
+                    table.extend_from_slice(&digest.0);
+                }
+            }
+        }
+    }
 }
 
 /// Where a chunk comes from, before any reference of the base is replaced.
@@ -112,9 +167,9 @@ impl<'b> ChunkEncoder<'b> {
         let transform = Transform::None;
         let mut pieces = match aligned {
             Aligned::Zeroes => {
-                return Ok(Encoded { way: Way::Zeroes, source: Vec::new(), stored: Vec::new(), transform });
+                return Ok(Encoded::new(Way::Zeroes, Vec::new(), Vec::new(), transform));
             }
-            Aligned::Copied(source) => return Ok(Encoded { way: Way::Copied, source, stored: Vec::new(), transform }),
+            Aligned::Copied(source) => return Ok(Encoded::new(Way::Copied, source, Vec::new(), transform)),
             Aligned::Pieces(pieces) => pieces,
         };
         if self.base.is_predicted(&sources(&pieces, self.base.bytes().len() as u64)) {
@@ -133,7 +188,25 @@ impl<'b> ChunkEncoder<'b> {
         if let Some(patched) = patched.filter(|patched| patched.stored.len() < plain_len) {
             return Ok(patched);
         }
-        Ok(Encoded { way: plain.0, source: Vec::new(), stored: plain.1, transform })
+        Ok(Encoded::new(plain.0, Vec::new(), plain.1, transform))
+    }
+
+    /// Makes the chunk in `parts`.
+    ///
+    /// # Errors
+    /// When zstd fails.
+    pub(super) fn encode_parts(&mut self, parts: Vec<Planned>) -> io::Result<Encoded> {
+        let mut made = Encoded::new(Way::Packed, Vec::new(), Vec::new(), Transform::None);
+        for Planned { part, content } in parts {
+            let mut pieces = Vec::new();
+            for content in content.chunks(MAX_CHUNK_BYTES as usize) {
+                let piece = self.encode(content)?;
+                made.stored.extend_from_slice(if piece.way == Way::Raw { content } else { &piece.stored });
+                pieces.push((piece, sha256(content)));
+            }
+            made.parts.push(EncodedPart { part, pieces });
+        }
+        Ok(made)
     }
 
     fn patch(&mut self, new: &[u8], mut pieces: Vec<Piece>) -> io::Result<Option<Encoded>> {
@@ -152,7 +225,7 @@ impl<'b> ChunkEncoder<'b> {
             let fits = total <= MAX_SOURCE_BYTES && source.len() as u64 <= MAX_RANGES;
             if fits && control.len() <= MAX_CONTROL_BYTES as usize {
                 let stored = self.pack(&control, &differences, &fresh)?;
-                return Ok(Some(Encoded { way: Way::Patched { source: digest }, source, stored, transform }));
+                return Ok(Some(Encoded::new(Way::Patched { source: digest }, source, stored, transform)));
             }
             shortest *= 2;
             for piece in &mut pieces {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DeltaError;
 use super::predict::Prediction;
+use super::repack::Units;
 use super::table::{DeltaChunk, DeltaCursor, DeltaTable};
 use crate::format::{Fields, HEADER_BYTES, within};
 use crate::input::{BundleRead, Input};
@@ -150,6 +151,12 @@ impl DeltaFile {
     #[must_use]
     pub fn prediction(&self) -> Option<Arc<Prediction>> {
         self.table.prediction()
+    }
+
+    /// Where compressed data lie in the old image, if any chunk is packed again.
+    #[must_use]
+    pub fn units(&self) -> Option<Arc<Units>> {
+        self.table.units()
     }
 
     /// All chunks in order, without their stored bytes.

@@ -12,8 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::encode::{Aligned, ChunkEncoder};
 use super::index::BaseIndex;
 use super::predict::Prediction;
+use super::predict::ext4::Extent;
 use super::predict::learn::learn;
-use super::table::{Transform, Way, push_record};
+use super::repack::find;
+use super::repack::plan::Plan;
+use super::repack::units::Units;
+use super::table::Way;
+use crate::limits::{BASE_BLOCK_BYTES, MAX_CHUNK_BYTES};
 
 /// How a new image is cut and packed.
 #[derive(Debug, Clone, Copy)]
@@ -24,26 +29,37 @@ pub struct DeltaSpec {
     pub level: i32,
     /// How many threads work; nothing of the result depends on it.
     pub workers: usize,
-    /// Whether references in executables are predicted.
-    pub predict: Predict,
+    /// What may be done beside.
+    pub transforms: Transforms,
 }
 
-/// Whether references in executables are predicted, where that pays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Predict {
-    /// They are.
-    #[default]
-    On,
-    /// They are not: for devices whose agent does not know how.
-    Off,
+/// What a delta may ask of a device beside patching, where that pays. All of it, but for devices whose agent does not
+/// know how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transforms {
+    /// References in executables are predicted.
+    pub predict: bool,
+    /// Compressed data are made of what they hold.
+    pub repack: bool,
+}
+
+impl Default for Transforms {
+    fn default() -> Self {
+        Transforms { predict: true, repack: true }
+    }
+}
+
+impl Transforms {
+    /// None of them.
+    pub const NONE: Self = Transforms { predict: false, repack: false };
 }
 
 impl DeltaSpec {
     /// On all cores.
     #[must_use]
     pub fn new(chunk_bytes: u32, level: i32) -> Self {
-        let predict = Predict::default();
-        DeltaSpec { chunk_bytes, level, predict, workers: std::thread::available_parallelism().map_or(1, usize::from) }
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        DeltaSpec { chunk_bytes, level, workers, transforms: Transforms::default() }
     }
 }
 
@@ -67,6 +83,9 @@ pub struct Tally {
     pub copied: u64,
     /// In chunks patched from the base.
     pub patched: u64,
+    /// In chunks that hold compressed data, and are made of what these hold.
+    #[serde(default)]
+    pub repacked: u64,
     /// In chunks that have nothing to do with the base.
     pub whole: u64,
 }
@@ -78,6 +97,7 @@ impl Tally {
             Way::Zeroes => &mut self.zeroes,
             Way::Copied => &mut self.copied,
             Way::Patched { .. } => &mut self.patched,
+            Way::Packed => &mut self.repacked,
             Way::Raw | Way::Zstd => &mut self.whole,
         };
         *place = place.saturating_add(len);
@@ -111,13 +131,55 @@ pub(super) fn encode_predicting(
     progress: &mut dyn FnMut(u64),
     change: impl FnOnce(Prediction) -> Prediction,
 ) -> io::Result<EncodedImage> {
+    let repacked = if image.spec.transforms.repack { Repacked::new(base, image)? } else { Repacked::default() };
     let aligned = image.align(base, progress)?;
-    let prediction = match image.spec.predict {
-        Predict::On => change(image.predict(base, &aligned)?),
-        Predict::Off => Prediction::default(),
+    let prediction = match image.spec.transforms.predict {
+        true => change(image.predict(base, &repacked, &aligned)?),
+        false => Prediction::default(),
     };
     base.predict(&prediction);
-    image.encode(base, aligned, &prediction, blobs, progress)
+    image.encode(base, aligned, (&prediction, &repacked), blobs, progress)
+}
+
+/// What compressed data in both images hold; nothing, where one of them has none.
+#[derive(Default)]
+struct Repacked {
+    /// Where units of the base image lie.
+    units: Option<Units>,
+    /// Files in their content, as the long image has them.
+    files: Vec<Extent>,
+    /// How chunks of the new image are cut into parts.
+    plan: Plan,
+}
+
+impl Repacked {
+    /// Finds the units of both images, and adds the content of those of the base to it.
+    fn new(base: &mut BaseIndex, image: &NewImage<'_>) -> io::Result<Self> {
+        let size = base.bytes().len();
+        if !size.is_multiple_of(BASE_BLOCK_BYTES as usize) {
+            return Ok(Repacked::default());
+        }
+        let old = find::find(base.bytes());
+        if old.units.is_empty() {
+            return Ok(Repacked::default());
+        }
+        let bytes = image.bytes()?;
+        let new = find::find(&bytes);
+        let mut units = Units::behind(size as u64);
+        let fits = old.units.iter().all(|unit| units.push(unit.codec, unit.length, &unit.stretches).is_some());
+        if new.units.is_empty() || !fits {
+            return Ok(Repacked::default());
+        }
+        let mut content = old.content;
+        content.resize(content.len().next_multiple_of(BASE_BLOCK_BYTES as usize), 0);
+        base.extend(&content);
+        let file = |(at, length): (usize, usize)| Extent { at: 0, start: (size + at) as u64, length: length as u64 };
+        Ok(Repacked {
+            units: Some(units),
+            files: old.files.into_iter().map(file).collect(),
+            plan: Plan::new(new, &bytes),
+        })
+    }
 }
 
 /// An image to be made, chunk by chunk.
@@ -134,36 +196,26 @@ impl NewImage<'_> {
         (0..chunks).step_by(BATCH).map(move |first| first..chunks.min(first + BATCH))
     }
 
-    /// What `work` makes of each chunk, in order. Every worker takes the next chunk as soon as it is free: chunks differ
-    /// a hundredfold in the work they are.
+    /// What `work` makes of each chunk, in order.
     fn each<T: Send>(
         &self,
         batch: Range<usize>,
         work: impl Fn(usize, &[u8]) -> io::Result<T> + Sync,
     ) -> io::Result<Vec<T>> {
-        let left = Mutex::new(batch);
-        let next = || left.lock().ok().and_then(|mut left| left.next());
         let chunk = u64::from(self.spec.chunk_bytes);
-        let mut made = std::thread::scope(|scope| {
-            let worker = || {
-                let mut made = Vec::new();
-                while let Some(number) = next() {
-                    let offset = chunk.saturating_mul(number as u64);
-                    let mut output = vec![0; chunk.min(self.size.saturating_sub(offset)) as usize];
-                    self.file.read_exact_at(&mut output, offset)?;
-                    made.push((number, work(number, &output)?));
-                }
-                Ok(made)
-            };
-            let tasks: Vec<_> = (0..self.spec.workers.max(1)).map(|_| scope.spawn(worker)).collect();
-            let mut made = Vec::new();
-            for task in tasks {
-                made.extend(task.join().unwrap_or_else(|_| Err(io::Error::other("an encoding thread ended")))?);
-            }
-            Ok::<_, io::Error>(made)
-        })?;
-        made.sort_unstable_by_key(|(number, _)| *number);
-        Ok(made.into_iter().map(|(_, made)| made).collect())
+        in_turn(self.spec.workers, batch, |number| {
+            let offset = chunk.saturating_mul(number as u64);
+            let mut output = vec![0; chunk.min(self.size.saturating_sub(offset)) as usize];
+            self.file.read_exact_at(&mut output, offset)?;
+            work(number, &output)
+        })
+    }
+
+    /// The whole image.
+    fn bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(self.size).map_err(io::Error::other)?];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
     }
 
     /// Finds out where each chunk comes from.
@@ -183,17 +235,26 @@ impl NewImage<'_> {
         &self,
         base: &BaseIndex,
         aligned: Vec<Aligned>,
-        prediction: &Prediction,
+        (prediction, repacked): (&Prediction, &Repacked),
         blobs: &mut dyn Write,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<EncodedImage> {
         let mut made = EncodedImage { table: Vec::new(), blobs: 0, tally: Tally::default() };
-        let mut is_predicted = false;
+        let (mut is_predicted, mut needs_units) = (false, false);
+        let end = repacked.units.as_ref().map_or(u64::MAX, Units::start);
         for batch in self.batches() {
             let encode = |number: usize, output: &[u8]| {
                 let aligned = aligned.get(number).cloned().unwrap_or(Aligned::Zeroes);
                 let mut encoder = ChunkEncoder::new(base, self.spec.level)?.predicting(prediction);
                 let mut encoded = encoder.encode_aligned(output, aligned)?;
+                if encoded.stored_len(output.len()) > WORTH_PARTS
+                    && let Some(parts) = repacked.plan.parts(number * self.spec.chunk_bytes as usize, output)
+                {
+                    let other = encoder.encode_parts(parts)?;
+                    if other.cost(output.len()) < encoded.cost(output.len()) {
+                        encoded = other;
+                    }
+                }
                 if encoded.way == Way::Raw {
                     encoded.stored = output.to_vec();
                 }
@@ -201,13 +262,16 @@ impl NewImage<'_> {
             };
             for (encoded, len) in self.each(batch, encode)? {
                 blobs.write_all(&encoded.stored)?;
-                is_predicted |= encoded.transform == Transform::Predicted;
-                let stored = encoded.stored.len() as u64;
-                push_record(&mut made.table, encoded.way, encoded.transform, stored, &encoded.source);
-                made.blobs = made.blobs.saturating_add(stored);
+                is_predicted |= encoded.is_predicted();
+                needs_units |= encoded.way == Way::Packed || encoded.source.iter().any(|range| range.end() > end);
+                encoded.push_to(&mut made.table);
+                made.blobs = made.blobs.saturating_add(encoded.stored.len() as u64);
                 made.tally.count(encoded.way, len as u64);
                 progress((len - len / 2) as u64);
             }
+        }
+        if let Some(units) = repacked.units.as_ref().filter(|_| needs_units) {
+            units.push_to(&mut made.table);
         }
         if is_predicted {
             made.table.extend(prediction.to_bytes());
@@ -216,12 +280,28 @@ impl NewImage<'_> {
     }
 
     /// What is to be predicted, as a device will read it.
-    fn predict(&self, base: &BaseIndex, aligned: &[Aligned]) -> io::Result<Prediction> {
+    fn predict(&self, base: &BaseIndex, repacked: &Repacked, aligned: &[Aligned]) -> io::Result<Prediction> {
         let offsets = (0u64..).step_by(self.spec.chunk_bytes as usize);
-        let moves: Vec<_> = aligned.iter().zip(offsets).flat_map(|(aligned, offset)| aligned.moves(offset)).collect();
-        let mut new = vec![0; usize::try_from(self.size).map_err(io::Error::other)?];
-        self.file.read_exact_at(&mut new, 0)?;
-        let learned = learn(base.bytes(), &new, &moves);
+        let mut moves: Vec<_> =
+            aligned.iter().zip(offsets).flat_map(|(aligned, offset)| aligned.moves(offset)).collect();
+        let mut new = self.bytes()?;
+        new.resize(new.len().next_multiple_of(BASE_BLOCK_BYTES as usize), 0);
+        let behind = new.len();
+        let found = repacked.plan.found();
+        let file =
+            |&(at, length): &(usize, usize)| Extent { at: 0, start: (behind + at) as u64, length: length as u64 };
+        let new_files: Vec<_> = found.files.iter().map(file).collect();
+        let content = &found.content;
+        let pieces: Vec<_> = content.chunks(MAX_CHUNK_BYTES as usize).collect();
+        let aligned = in_turn(self.spec.workers, 0..pieces.len(), |number| {
+            Ok(pieces.get(number).map(|piece| Aligned::new(base, piece)))
+        })?;
+        let offsets = (behind as u64..).step_by(MAX_CHUNK_BYTES as usize);
+        moves.extend(
+            aligned.iter().zip(offsets).flat_map(|(one, offset)| one.iter().flat_map(move |one| one.moves(offset))),
+        );
+        new.extend_from_slice(content);
+        let learned = learn((base.bytes(), &repacked.files), (&new, &new_files), &moves);
         if learned.is_empty() {
             return Ok(learned);
         }
@@ -229,4 +309,35 @@ impl NewImage<'_> {
         let size = base.bytes().len() as u64;
         Prediction::parse(&bytes, size).map_err(|fault| io::Error::other(format!("a prediction is wrong: {fault:?}")))
     }
+}
+
+/// A chunk that takes fewer stored bytes is not tried in parts.
+const WORTH_PARTS: usize = 4 << 10;
+
+/// What `work` makes of each number, in order. Every worker takes the next one as soon as it is free: chunks differ a
+/// hundredfold in the work they are.
+fn in_turn<T: Send>(
+    workers: usize,
+    numbers: Range<usize>,
+    work: impl Fn(usize) -> io::Result<T> + Sync,
+) -> io::Result<Vec<T>> {
+    let left = Mutex::new(numbers);
+    let next = || left.lock().ok().and_then(|mut left| left.next());
+    let mut made = std::thread::scope(|scope| {
+        let worker = || {
+            let mut made = Vec::new();
+            while let Some(number) = next() {
+                made.push((number, work(number)?));
+            }
+            Ok(made)
+        };
+        let tasks: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(worker)).collect();
+        let mut made = Vec::new();
+        for task in tasks {
+            made.extend(task.join().unwrap_or_else(|_| Err(io::Error::other("an encoding thread ended")))?);
+        }
+        Ok::<_, io::Error>(made)
+    })?;
+    made.sort_unstable_by_key(|(number, _)| *number);
+    Ok(made.into_iter().map(|(_, made)| made).collect())
 }

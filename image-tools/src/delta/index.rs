@@ -105,6 +105,14 @@ impl BaseIndex {
         }
     }
 
+    /// Adds what units behind the image hold, which is whole blocks long.
+    pub(super) fn extend(&mut self, content: &[u8]) {
+        let bits = self.heads.len().ilog2();
+        let first = self.bytes.len() / BLOCK;
+        self.bytes.extend_from_slice(content);
+        (first..self.bytes.len() / BLOCK).for_each(|number| self.add(number, bits));
+    }
+
     /// Replaces references as `prediction` says. From here on all but [`real`](Self::real) is about the image after that.
     pub(super) fn predict(&mut self, prediction: &Prediction) {
         let bits = self.heads.len().ilog2();

@@ -15,6 +15,7 @@
 //! | [`patch`] | a chunk as differences to its source: the decoder |
 //! | [`apply`] | one chunk's output, made and proven |
 //! | [`predict`] | addresses in a source, moved to where they probably are |
+//! | [`repack`] | compressed data, made of what they hold |
 //! | [`encode`] | one chunk of a new image as a record and stored bytes: the encoder |
 //! | [`image`] | a whole image against a base, on all cores |
 //! | [`index`] | the base in memory |
@@ -31,13 +32,15 @@ pub mod image;
 pub mod index;
 pub mod patch;
 pub mod predict;
+pub mod repack;
 pub mod table;
 mod varint;
 pub mod whole;
 
-pub use apply::{ChunkMaker, source_matches};
+pub use apply::{Base, ChunkMaker, source_matches};
 pub use error::DeltaError;
 pub use file::DeltaFile;
 pub use patch::Patcher;
 pub use predict::Prediction;
+pub use repack::{Units, read_ranges};
 pub use table::{BaseRange, DeltaChunk, DeltaTable, Transform, Way};

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use bascule_core::Digest;
 
 use super::predict::{Prediction, side};
+use super::repack::{Codec, Part, Units};
 use super::varint;
 use crate::error::BundleError;
 use crate::format::Fields;
-use crate::limits::{BASE_BLOCK_BYTES, MAX_RANGES, MAX_SOURCE_BYTES};
+use crate::limits::{
+    BASE_BLOCK_BYTES, MAX_CHUNK_BYTES, MAX_PART_BYTES, MAX_PARTS, MAX_PAYLOAD_BYTES, MAX_RANGES, MAX_SOURCE_BYTES,
+};
 use crate::table::{Chunk, ChunkTable, Cursor};
 
 /// How a chunk's output is made.
@@ -30,6 +33,8 @@ pub enum Way {
         /// SHA-256 of the source ranges, one after the other.
         source: Digest,
     },
+    /// In parts, some of which are packed again.
+    Packed,
 }
 
 impl Way {
@@ -40,6 +45,7 @@ impl Way {
             Way::Zstd => 2,
             Way::Copied => 3,
             Way::Patched { .. } => 4,
+            Way::Packed => 5,
         }
     }
 }
@@ -95,6 +101,8 @@ pub struct DeltaChunk {
     pub source: Vec<BaseRange>,
     /// What is done to it before the patch is applied.
     pub transform: Transform,
+    /// Of [`Way::Packed`] its parts, in order; otherwise none.
+    pub parts: Vec<Part>,
 }
 
 impl DeltaChunk {
@@ -104,8 +112,14 @@ impl DeltaChunk {
         match self.way {
             Way::Copied => Some(self.output.digest),
             Way::Patched { source } => Some(source),
-            Way::Zeroes | Way::Raw | Way::Zstd => None,
+            Way::Zeroes | Way::Raw | Way::Zstd | Way::Packed => None,
         }
+    }
+
+    /// All that has source ranges: the chunk itself, or pieces of its parts.
+    pub fn with_source(&self) -> impl Iterator<Item = &DeltaChunk> {
+        let pieces = self.parts.iter().flat_map(|part| &part.pieces);
+        std::iter::once(self).chain(pieces).filter(|chunk| !chunk.source.is_empty())
     }
 
     /// Length of the source ranges together, in bytes.
@@ -138,12 +152,30 @@ pub(crate) fn push_record(table: &mut Vec<u8>, way: Way, transform: Transform, s
     }
 }
 
+/// Appends the head of a packed chunk's record; each part follows.
+pub(crate) fn push_packed(table: &mut Vec<u8>, parts: usize) {
+    table.extend_from_slice(&[Way::Packed.number(), Transform::None.number()]);
+    varint::push(table, parts as u64);
+}
+
+/// Appends the head of a part, whose pieces are not looked at. The records of these follow, each with the digest of its
+/// source if it is copied.
+pub(crate) fn push_part(table: &mut Vec<u8>, part: &Part) {
+    table.push(part.codec.number());
+    varint::push(table, u64::from(part.content));
+    if part.codec != Codec::Plain {
+        [part.skip, part.take, part.rest].into_iter().for_each(|length| varint::push(table, u64::from(length)));
+    }
+}
+
 /// A whole delta table, checked once against the chunk table it belongs to, then read record by record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeltaTable {
     bytes: Vec<u8>,
-    base_size: u64,
+    /// Where what can be a source ends: with the base image, or with the units behind it.
+    end: u64,
     prediction: Option<Arc<Prediction>>,
+    units: Option<Arc<Units>>,
 }
 
 impl DeltaTable {
@@ -160,38 +192,72 @@ impl DeltaTable {
         full: &ChunkTable,
     ) -> Result<Self, BundleError> {
         let invalid = |what| BundleError::TableInvalid { role: role.to_owned(), what };
-        let mut table = DeltaTable { bytes, base_size, prediction: None };
-        let mut cursor = DeltaCursor::default();
-        let (mut count, mut is_predicted) = (0u64, false);
-        while let Some(step) = table.step(full, &mut cursor) {
-            let chunk = step.map_err(|fault| match fault {
-                Fault::Rule(what) => invalid(what),
-                Fault::Kind(kind) => BundleError::UnknownChunkKind { role: role.to_owned(), index: count, kind },
-            })?;
-            count = count.saturating_add(1);
-            is_predicted |= chunk.transform == Transform::Predicted;
-        }
-        let behind = table.bytes.split_off(cursor.at.min(table.bytes.len()));
-        if is_predicted && behind.is_empty() {
+        let refused = |index, fault| match fault {
+            Fault::Rule(what) => invalid(what),
+            Fault::Kind(kind) => BundleError::UnknownChunkKind { role: role.to_owned(), index, kind },
+        };
+        let mut table = DeltaTable { bytes, end: base_size, prediction: None, units: None };
+        let plain = table.look(full);
+        let looked = match plain {
+            Ok(seen) if !seen.is_packed => Ok((seen, table.bytes.split_off(seen.end.min(table.bytes.len())))),
+            // What breaks a rule may only lie behind the base image, in units.
+            plain => table.look_with_units(base_size, full).map_err(|fault| plain.err().unwrap_or(fault)),
+        };
+        let (seen, behind) = looked.map_err(|(index, fault)| refused(index, fault))?;
+        if seen.is_predicted && behind.is_empty() {
             return Err(invalid("a chunk is predicted, and there is no prediction"));
         }
-        if cursor.stored != blobs || !behind.is_empty() && !is_predicted {
+        if seen.stored != blobs || !behind.is_empty() && !seen.is_predicted {
             return Err(invalid("the delta's chunks do not fill its blobs, or are not those of the image"));
         }
-        if is_predicted {
-            let parsed = Prediction::parse(&behind, base_size).map_err(|fault| match fault {
+        if seen.is_predicted {
+            let parsed = Prediction::parse(&behind, table.end).map_err(|fault| match fault {
                 side::Fault::Rule(what) => invalid(what),
-                side::Fault::Kind(kind) => BundleError::UnknownChunkKind { role: role.to_owned(), index: count, kind },
+                side::Fault::Kind(kind) => refused(seen.count, Fault::Kind(kind)),
             });
             table.prediction = Some(Arc::new(parsed?));
         }
         Ok(table)
     }
 
+    /// Takes the units behind the records, then looks at these. Returns what follows the units.
+    fn look_with_units(&mut self, base_size: u64, full: &ChunkTable) -> Result<(Seen, Vec<u8>), (u64, Fault)> {
+        // Where units end is said behind the records, so these are looked at twice.
+        self.end = MOST_BASE_BYTES;
+        let seen = self.look(full)?;
+        let behind = self.bytes.split_off(seen.end.min(self.bytes.len()));
+        let mut fields = Fields(&behind);
+        let units = Units::parse(&mut fields, base_size).map_err(|fault| (seen.count, fault))?;
+        self.end = units.end();
+        self.units = Some(Arc::new(units));
+        Ok((self.look(full)?, fields.0.to_vec()))
+    }
+
+    /// Looks at every record; the number of the chunk, where one breaks a rule.
+    fn look(&self, full: &ChunkTable) -> Result<Seen, (u64, Fault)> {
+        let mut cursor = DeltaCursor::default();
+        let mut seen = Seen::default();
+        while let Some(step) = self.step(full, &mut cursor) {
+            let chunk = step.map_err(|fault| (seen.count, fault))?;
+            seen.count = seen.count.saturating_add(1);
+            seen.is_packed |= chunk.way == Way::Packed;
+            let is_predicted = |chunk: &DeltaChunk| chunk.transform == Transform::Predicted;
+            seen.is_predicted |= is_predicted(&chunk) || chunk.with_source().any(is_predicted);
+        }
+        (seen.end, seen.stored) = (cursor.at, cursor.stored);
+        Ok(seen)
+    }
+
     /// What is predicted of the base image's references, if any chunk's source is transformed by it.
     #[must_use]
     pub fn prediction(&self) -> Option<Arc<Prediction>> {
         self.prediction.clone()
+    }
+
+    /// Where compressed data lie in the base image, if any chunk is packed again.
+    #[must_use]
+    pub fn units(&self) -> Option<Arc<Units>> {
+        self.units.clone()
     }
 
     /// All chunks in order; `full` is the table it was checked against.
@@ -219,6 +285,21 @@ impl DeltaTable {
 
     fn record(&self, fields: &mut Fields<'_>, output: Chunk, stored_offset: u64) -> Result<DeltaChunk, Fault> {
         let [kind, transform] = fields.array::<2>().map_err(|_| Fault::Rule("the delta's records end early"))?;
+        match (kind, transform) {
+            (5, 0) => self.packed(fields, output, stored_offset),
+            (5, _) => Err(Fault::Kind(kind)),
+            _ => self.simple(fields, output, stored_offset, (kind, transform)),
+        }
+    }
+
+    /// The rest of a record of the kinds that pieces have as well.
+    fn simple(
+        &self,
+        fields: &mut Fields<'_>,
+        output: Chunk,
+        stored_offset: u64,
+        (kind, transform): (u8, u8),
+    ) -> Result<DeltaChunk, Fault> {
         let transform = match transform {
             0 => Transform::None,
             1 if kind == 4 => Transform::Predicted,
@@ -243,11 +324,67 @@ impl DeltaTable {
             3 => Way::Copied,
             _ => Way::Patched { source: Digest(fields.array().map_err(|_| CUT_OFF)?) },
         };
-        let chunk = DeltaChunk { output, way, stored_offset, stored_len, source, transform };
+        let chunk = DeltaChunk { output, way, stored_offset, stored_len, source, transform, parts: Vec::new() };
         if way == Way::Copied && chunk.source_len() != u64::from(output.len) {
             return Err(Fault::Rule("a copied chunk's source is not as long as the chunk"));
         }
         Ok(chunk)
+    }
+
+    /// The rest of a packed chunk's record.
+    fn packed(&self, fields: &mut Fields<'_>, output: Chunk, stored_offset: u64) -> Result<DeltaChunk, Fault> {
+        let count = varint::take(fields).ok_or(CUT_OFF)?;
+        if count == 0 || count > MAX_PARTS {
+            return Err(Fault::Rule("a packed chunk has no part, or more than the limit"));
+        }
+        let mut parts = Vec::new();
+        let (mut made, mut stored) = (0u32, stored_offset);
+        for _ in 0..count {
+            let part = self.part(fields, output, &mut stored)?;
+            made = made.saturating_add(part.take);
+            parts.push(part);
+        }
+        if made != output.len {
+            return Err(Fault::Rule("a packed chunk's parts are together of another length"));
+        }
+        let stored_len = u32::try_from(stored.saturating_sub(stored_offset)).map_err(|_| CUT_OFF)?;
+        if stored_len >= output.len {
+            return Err(Fault::Rule("a chunk's stored bytes are none, or no fewer than its output's"));
+        }
+        let (way, transform, source) = (Way::Packed, Transform::None, Vec::new());
+        Ok(DeltaChunk { output, way, stored_offset, stored_len, source, transform, parts })
+    }
+
+    fn part(&self, fields: &mut Fields<'_>, output: Chunk, stored: &mut u64) -> Result<Part, Fault> {
+        let number = |fields: &mut Fields<'_>| {
+            let number = varint::take(fields).and_then(|number| u32::try_from(number).ok()).ok_or(CUT_OFF)?;
+            if number <= MAX_PART_BYTES { Ok(number) } else { Err(Fault::Rule("a part is longer than the limit")) }
+        };
+        let [codec] = fields.array().map_err(|_| CUT_OFF)?;
+        let codec = Codec::from_number(codec).ok_or(Fault::Kind(5))?;
+        let content = number(fields)?;
+        let (skip, take, rest) = match codec {
+            Codec::Plain => (0, content, 0),
+            Codec::Lz4 => (number(fields)?, number(fields)?, number(fields)?),
+        };
+        if take == 0 || content == 0 {
+            return Err(Fault::Rule("a part makes nothing"));
+        }
+        let mut part = Part { codec, content, skip, take, rest, pieces: Vec::new() };
+        let mut left = content;
+        while left > 0 {
+            let len = left.min(MAX_CHUNK_BYTES);
+            left -= len;
+            let [kind, transform] = fields.array().map_err(|_| CUT_OFF)?;
+            let output = Chunk { len, digest: Digest([0; 32]), ..output };
+            let mut piece = self.simple(fields, output, *stored, (kind, transform))?;
+            if piece.way == Way::Copied {
+                piece.output.digest = Digest(fields.array().map_err(|_| CUT_OFF)?);
+            }
+            *stored = stored.saturating_add(u64::from(piece.stored_len));
+            part.pieces.push(piece);
+        }
+        Ok(part)
     }
 
     fn ranges(&self, fields: &mut Fields<'_>, ascending: bool) -> Result<Vec<BaseRange>, Fault> {
@@ -283,13 +420,26 @@ impl DeltaTable {
     /// The bytes of `count` blocks from block `first` on, cut at the image's end; `None` where that is outside of it.
     fn range(&self, first: u64, count: u64) -> Option<BaseRange> {
         let last = first.checked_add(count)?;
-        if count == 0 || last > self.base_size.div_ceil(BASE_BLOCK_BYTES) {
+        if count == 0 || last > self.end.div_ceil(BASE_BLOCK_BYTES) {
             return None;
         }
         let offset = first.saturating_mul(BASE_BLOCK_BYTES);
-        let end = last.saturating_mul(BASE_BLOCK_BYTES).min(self.base_size);
+        let end = last.saturating_mul(BASE_BLOCK_BYTES).min(self.end);
         Some(BaseRange { offset, len: end.saturating_sub(offset) })
     }
+}
+
+/// No base image with its units is longer: the image is at most as long as a payload, and its units are not longer.
+const MOST_BASE_BYTES: u64 = MAX_PAYLOAD_BYTES * 2;
+
+/// What the records of a table are, together.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    count: u64,
+    end: usize,
+    stored: u64,
+    is_packed: bool,
+    is_predicted: bool,
 }
 
 const CUT_OFF: Fault = Fault::Rule("a record of the delta is cut off or a number in it too great");
@@ -302,8 +452,12 @@ pub(crate) struct DeltaCursor {
     stored: u64,
 }
 
-enum Fault {
+/// Why a table is not one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A rule of the format, in words.
     Rule(&'static str),
+    /// A chunk, or what belongs to it, is of this kind, which is not known.
     Kind(u8),
 }
 

@@ -4,14 +4,16 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::apply::{ChunkMaker, source_matches};
+use super::apply::{Base, ChunkMaker, source_matches};
 use super::error::DeltaError;
 use super::file::{DeltaFile, Head, check_chunk_bytes};
 use super::image::{DeltaSpec, Tally, encode_image};
 use super::index::BaseIndex;
+use super::repack::{Fault, Units, read_ranges};
 use super::table::{DeltaChunk, Way};
 use crate::input::BundleRead;
 use crate::limits::MAX_CHUNK_BYTES;
@@ -127,15 +129,14 @@ pub fn apply_opened(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Head, DeltaError> {
     let head = delta.head().clone();
-    let base = BaseFile::open(old, head.delta.base.size)?;
+    let mut base = BaseFile::open(old, head.delta.base.size, delta.units())?;
     let writing = file("writing", output);
     let mut image = Output::begin(output).map_err(&writing)?;
     image.file().set_len(head.size).map_err(&writing)?;
     let (mut maker, mut whole) = (ChunkMaker::new(delta.prediction()), Sha256::new());
-    let (mut stored, mut source, mut out) = (Vec::new(), Vec::new(), vec![0; MAX_CHUNK_BYTES as usize]);
+    let (mut stored, mut out) = (Vec::new(), vec![0; MAX_CHUNK_BYTES as usize]);
     while let Some(chunk) = delta.fetch_next(&mut stored)? {
-        base.read(&chunk, &mut source)?;
-        let made = maker.make(&chunk, &stored, &mut source, &mut out)?;
+        let made = maker.make(&chunk, &stored, &mut base, &mut out).map_err(|error| base.cause(error))?;
         whole.update(made);
         // The file is all zeroes already.
         if chunk.way != Way::Zeroes {
@@ -156,14 +157,18 @@ pub fn apply_opened(
 pub struct BaseFile<'p> {
     path: &'p Path,
     file: File,
+    units: Option<Arc<Units>>,
+    source: Vec<u8>,
+    failed: Option<DeltaError>,
 }
 
 impl<'p> BaseFile<'p> {
-    /// Opens the old image, or a block device that begins with it, of which `size` bytes are wanted.
+    /// Opens the old image, or a block device that begins with it, of which `size` bytes are wanted, and the content of
+    /// its `units`.
     ///
     /// # Errors
     /// [`DeltaError::OldTooShort`], or [`DeltaError::File`].
-    pub fn open(path: &'p Path, size: u64) -> Result<Self, DeltaError> {
+    pub fn open(path: &'p Path, size: u64, units: Option<Arc<Units>>) -> Result<Self, DeltaError> {
         let reading = file("reading", path);
         let mut file = File::open(path).map_err(&reading)?;
         // The end of a block device is found by going there: its metadata tell no length.
@@ -171,28 +176,34 @@ impl<'p> BaseFile<'p> {
         if found < size {
             return Err(DeltaError::OldTooShort { old: path.to_owned(), found, wanted: size });
         }
-        Ok(BaseFile { path, file })
+        Ok(BaseFile { path, file, units, source: Vec::new(), failed: None })
     }
 
-    /// Replaces `source` by the source ranges of `chunk` and checks their digest.
-    ///
-    /// # Errors
-    /// [`DeltaError::WrongBase`], or [`DeltaError::File`].
-    pub fn read(&self, chunk: &DeltaChunk, source: &mut Vec<u8>) -> Result<(), DeltaError> {
+    /// Why a chunk could not be made: [`DeltaError::WrongBase`] or [`DeltaError::File`] if it was for its source, or else
+    /// `error`.
+    pub fn cause(&mut self, error: BundleError) -> DeltaError {
+        self.failed.take().unwrap_or_else(|| error.into())
+    }
+
+    fn read(&mut self, chunk: &DeltaChunk) -> Result<(), DeltaError> {
         let bytes = chunk.source_len();
-        source.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
-        let mut rest = source.as_mut_slice();
-        for range in &chunk.source {
-            let len = usize::try_from(range.len).unwrap_or(usize::MAX);
-            let (part, behind) = rest.split_at_mut_checked(len).ok_or(BundleError::Misuse("ranges overflow"))?;
-            self.file.read_exact_at(part, range.offset).map_err(file("reading", self.path))?;
-            rest = behind;
+        self.source.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
+        let mut read_at = |at, place: &mut [u8]| self.file.read_exact_at(place, at);
+        match read_ranges(self.units.as_deref(), &chunk.source, &mut self.source, &mut read_at) {
+            Ok(()) if source_matches(chunk, &self.source) => Ok(()),
+            Err(Fault::Read(source)) => Err(file("reading", self.path)(source)),
+            Ok(()) | Err(Fault::Packed(_)) => {
+                let at = chunk.source.first().map_or(0, |range| range.offset);
+                Err(DeltaError::WrongBase { old: self.path.to_owned(), index: chunk.output.index, at, bytes })
+            }
         }
-        if source_matches(chunk, source) {
-            return Ok(());
-        }
-        let at = chunk.source.first().map_or(0, |range| range.offset);
-        Err(DeltaError::WrongBase { old: self.path.to_owned(), index: chunk.output.index, at, bytes })
+    }
+}
+
+impl Base for BaseFile<'_> {
+    fn source(&mut self, chunk: &DeltaChunk) -> Option<&mut [u8]> {
+        self.failed = self.read(chunk).err();
+        if self.failed.is_none() { Some(&mut self.source) } else { None }
     }
 }
 

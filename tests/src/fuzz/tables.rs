@@ -166,6 +166,7 @@ fn in_words(chunk: &DeltaChunk) -> oracle::Record {
         Way::Zstd => 2,
         Way::Copied => 3,
         Way::Patched { .. } => 4,
+        Way::Packed => 5,
     };
     let source = chunk.source.iter().map(|range| (range.offset, range.len)).collect();
     oracle::Record { kind, stored_len: u64::from(chunk.stored_len), source }

@@ -5,8 +5,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use bascule_image::delta::repack::Fault;
 use bascule_image::manifest::DeltaRef;
-use bascule_image::{BundleFile, BundleReader, DeltaChunk, Payload, Timestamp, TrustStore, source_matches};
+use bascule_image::{
+    BundleFile, BundleReader, DeltaChunk, Payload, Timestamp, TrustStore, Units, read_ranges, source_matches,
+};
 
 use crate::{DemoSystem, HttpServer, Images};
 
@@ -80,10 +83,13 @@ impl DeltaBundle {
         let delta = self.reader.delta_table(0, 0).context("there is no delta table")?;
         let mut fit = Fit::default();
         for (chunk, whole) in delta.chunks(full).zip(full.chunks()) {
-            if chunk.source.is_empty() {
+            if chunk.with_source().next().is_none() {
                 continue;
             }
-            let held = source_matches(&chunk, &source(&disk, start, &chunk)?);
+            let mut held = true;
+            for one in chunk.with_source() {
+                held &= source_matches(one, &source(&disk, start, one, delta.units().as_deref())?);
+            }
             let sum = if held { &mut fit.copied } else { &mut fit.missing };
             sum.image += u64::from(whole.len);
             sum.stored += u64::from(whole.stored_len);
@@ -92,15 +98,15 @@ impl DeltaBundle {
     }
 }
 
-fn source(disk: &File, start: u64, chunk: &DeltaChunk) -> Result<Vec<u8>> {
+/// The source of a chunk as the slot has it; where compressed data are not what they were, bytes that match nothing.
+fn source(disk: &File, start: u64, chunk: &DeltaChunk, units: Option<&Units>) -> Result<Vec<u8>> {
     let mut source = vec![0; usize::try_from(chunk.source_len())?];
-    let mut rest = source.as_mut_slice();
-    for range in &chunk.source {
-        let (piece, behind) = rest.split_at_mut(usize::try_from(range.len)?);
-        disk.read_exact_at(piece, start + range.offset)?;
-        rest = behind;
+    let mut read_at = |at, place: &mut [u8]| disk.read_exact_at(place, start + at);
+    match read_ranges(units, &chunk.source, &mut source, &mut read_at) {
+        Ok(()) => Ok(source),
+        Err(Fault::Read(error)) => Err(error.into()),
+        Err(Fault::Packed(_)) => Ok(Vec::new()),
     }
-    Ok(source)
 }
 
 /// Counts what the server sends from a moment on.

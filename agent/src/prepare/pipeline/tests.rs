@@ -58,7 +58,7 @@ fn make(old: &[u8], table: &DeltaTable, full: &ChunkTable, blobs: &[u8], predict
     fs::write(&path, old).unwrap();
     let size = old.len() as u64;
     let base = BaseSlot::of(SlotFile::new(File::open(path).unwrap(), size).unwrap(), size);
-    let mut maker = Maker::new(Some(&base), table.prediction().filter(|_| predicted));
+    let mut maker = Maker::new(Some(&base), table.prediction().filter(|_| predicted), table.units());
     let mut made = Vec::new();
     for chunk in table.chunks(full) {
         let stored = blobs[chunk.stored_offset as usize..][..chunk.stored_len as usize].to_vec();

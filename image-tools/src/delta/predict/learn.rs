@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::elf::{self, Found, FoundSection};
 use super::entries::{self, Table};
+use super::ext4::Extent;
 use super::fit::Votes;
 use super::map::{Piece, Space};
 use super::scan::{self, Anchor, Context, Kind, Reference, SECTION_BITS, u16_at, u32_at, u64_at};
@@ -53,8 +54,13 @@ const SECTION: usize = 10;
 const PIECE: usize = 7;
 
 /// What follows from `moves`, in the order of the new image, for executables of `old` that are others in `new`.
-pub(crate) fn learn(old: &[u8], new: &[u8], moves: &[Move]) -> Prediction {
-    let (old_files, new_files) = (elf::find(old), elf::find(new));
+/// Beside the files of each image, those may be executables that are named, each in one piece.
+pub(crate) fn learn(
+    (old, old_others): (&[u8], &[Extent]),
+    (new, new_others): (&[u8], &[Extent]),
+    moves: &[Move],
+) -> Prediction {
+    let (old_files, new_files) = (elf::find(old, old_others), elf::find(new, new_others));
     let mut pairs = Vec::new();
     for ((one, other), moves) in paired(&old_files, &new_files, moves) {
         let (one, other) = (&old_files[one], &new_files[other]);

@@ -7,9 +7,10 @@ use super::scan::Kind;
 use super::side::Fault;
 use super::{Area, ElfFile, Prediction, Section, elf, ext4};
 use crate::Digest;
-use crate::delta::image::{DeltaSpec, NewImage, Predict, encode_predicting};
+use crate::delta::apply::InMemory;
+use crate::delta::image::{DeltaSpec, NewImage, encode_predicting};
 use crate::delta::index::BaseIndex;
-use crate::delta::{BaseRange, ChunkMaker, DeltaTable, Transform, source_matches};
+use crate::delta::{BaseRange, ChunkMaker, DeltaTable, Transform};
 use crate::disk::{Ext4, FALLBACK_EPOCH};
 use crate::manifest::sha256;
 use crate::table::{Chunk, ChunkKind, ChunkTable};
@@ -47,11 +48,11 @@ struct Outcome {
 }
 
 /// Encodes `new` with what `change` makes of the prediction, and applies the delta.
-fn round_trip(old: &[u8], new: &[u8], predict: Predict, change: impl FnOnce(Prediction) -> Prediction) -> Outcome {
+fn round_trip(old: &[u8], new: &[u8], predict: bool, change: impl FnOnce(Prediction) -> Prediction) -> Outcome {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(new).unwrap();
     let mut spec = DeltaSpec::new(CHUNK as u32, 3);
-    spec.predict = predict;
+    spec.transforms.predict = predict;
     let mut index = BaseIndex::new(old.to_vec()).unwrap();
     let mut blobs = Vec::new();
     let mut progress = 0;
@@ -62,20 +63,15 @@ fn round_trip(old: &[u8], new: &[u8], predict: Predict, change: impl FnOnce(Pred
     let full = outputs(new);
     let table = DeltaTable::parse(made.table, "root", old.len() as u64, made.blobs, &full).unwrap();
     let mut maker = ChunkMaker::new(table.prediction());
+    let mut base = InMemory::new(old, table.units());
     let (mut out, mut image, mut chunks) = (vec![0; CHUNK], Vec::new(), 0);
     for chunk in table.chunks(&full) {
-        let mut source = read(old, &chunk.source);
-        assert!(source_matches(&chunk, &source));
         let stored = &blobs[chunk.stored_offset as usize..][..chunk.stored_len as usize];
-        image.extend_from_slice(maker.make(&chunk, stored, &mut source, &mut out).unwrap());
+        image.extend_from_slice(maker.make(&chunk, stored, &mut base, &mut out).unwrap());
         chunks += usize::from(chunk.transform == Transform::Predicted);
     }
     assert!(image == new);
     Outcome { bytes, prediction: table.prediction().map(|prediction| (*prediction).clone()), chunks }
-}
-
-fn read(old: &[u8], ranges: &[BaseRange]) -> Vec<u8> {
-    ranges.iter().flat_map(|range| &old[range.offset as usize..range.end() as usize]).copied().collect()
 }
 
 fn outputs(new: &[u8]) -> ChunkTable {
@@ -91,9 +87,9 @@ fn outputs(new: &[u8]) -> ChunkTable {
 #[test]
 fn executables_whose_parts_moved_come_back_and_cost_a_fraction() {
     let (old, new) = pair();
-    let plain = round_trip(&old, &new, Predict::Off, |prediction| prediction);
+    let plain = round_trip(&old, &new, false, |prediction| prediction);
     assert_eq!((plain.prediction.is_some(), plain.chunks), (false, 0));
-    let predicted = round_trip(&old, &new, Predict::On, |prediction| prediction);
+    let predicted = round_trip(&old, &new, true, |prediction| prediction);
     assert!(predicted.chunks > 0);
     assert!(predicted.bytes * 2 < plain.bytes, "{} against {}", predicted.bytes, plain.bytes);
 }
@@ -101,14 +97,14 @@ fn executables_whose_parts_moved_come_back_and_cost_a_fraction() {
 #[test]
 fn every_kind_of_section_is_predicted_and_without_it_the_delta_is_larger() {
     let (old, new) = pair();
-    let all = round_trip(&old, &new, Predict::On, |prediction| prediction);
+    let all = round_trip(&old, &new, true, |prediction| prediction);
     let sections = all.prediction.unwrap().sections;
     for kind in Kind::ALL {
         if kind == Kind::Checksums {
             continue;
         }
         assert!(sections.iter().any(|section| section.kind == kind), "{kind:?}");
-        let without = round_trip(&old, &new, Predict::On, |mut prediction| {
+        let without = round_trip(&old, &new, true, |mut prediction| {
             let sections = prediction.sections.clone();
             prediction.areas.retain(|area| sections[area.section as usize].kind != kind);
             prediction
@@ -120,13 +116,13 @@ fn every_kind_of_section_is_predicted_and_without_it_the_delta_is_larger() {
 #[test]
 fn a_prediction_that_is_wrong_costs_bytes_and_nothing_else() {
     let (old, new) = pair();
-    let right = round_trip(&old, &new, Predict::On, |prediction| prediction).bytes;
-    let wrong = round_trip(&old, &new, Predict::On, |mut prediction| {
+    let right = round_trip(&old, &new, true, |prediction| prediction).bytes;
+    let wrong = round_trip(&old, &new, true, |mut prediction| {
         prediction.pieces.iter_mut().for_each(|piece| piece.shift = piece.shift.wrapping_mul(3).wrapping_add(77));
         prediction
     });
     assert!(wrong.bytes > right, "{} against {right}", wrong.bytes);
-    let elsewhere = round_trip(&old, &new, Predict::On, |mut prediction| {
+    let elsewhere = round_trip(&old, &new, true, |mut prediction| {
         prediction.sections.iter_mut().for_each(|section| section.kind = Kind::Words);
         prediction
     });
@@ -136,7 +132,7 @@ fn a_prediction_that_is_wrong_costs_bytes_and_nothing_else() {
 #[test]
 fn what_did_not_change_or_only_looks_like_an_executable_is_not_predicted() {
     let (old, _) = pair();
-    let same = round_trip(&old, &old, Predict::On, |prediction| prediction);
+    let same = round_trip(&old, &old, true, |prediction| prediction);
     assert!(same.prediction.is_none());
     // The header alone; cut off in the middle; section headers that lead out of the file; noise behind the magic.
     let whole = shared_object(&program(300));
@@ -153,7 +149,7 @@ fn what_did_not_change_or_only_looks_like_an_executable_is_not_predicted() {
     };
     for number in 0..4 {
         let (old, new) = (image(&[broken(&whole, number)]), image(&[broken(&moved, number)]));
-        assert!(round_trip(&old, &new, Predict::On, |prediction| prediction).prediction.is_none(), "{number}");
+        assert!(round_trip(&old, &new, true, |prediction| prediction).prediction.is_none(), "{number}");
     }
 }
 
@@ -178,15 +174,15 @@ fn files_of_an_ext4_image_are_found_around_their_holes_and_predicted() {
     };
     let old = image("old", [shared_object(&one), module(&other, 1)]);
     let new = image("new", [shared_object(&next_version(&one)), module(&next_version(&other), 3)]);
-    let plain = round_trip(&old, &new, Predict::Off, |prediction| prediction);
-    let predicted = round_trip(&old, &new, Predict::On, |prediction| prediction);
+    let plain = round_trip(&old, &new, false, |prediction| prediction);
+    let predicted = round_trip(&old, &new, true, |prediction| prediction);
     assert!(predicted.bytes * 2 < plain.bytes, "{} against {}", predicted.bytes, plain.bytes);
     // Damaged in any way, it is still read or refused.
     for seed in 0..60usize {
         let mut damaged = new.clone();
         (0..400).for_each(|number| damaged[(seed * 7919 + number * 97) % (600 << 10)] = (seed * 31 + number) as u8);
         let _ = ext4::files(&damaged);
-        let _ = elf::find(&damaged);
+        let _ = elf::find(&damaged, &[]);
     }
 }
 
@@ -205,14 +201,14 @@ fn a_damaged_executable_is_no_obstacle() {
             let place = (headers + seed * 13) % image.len();
             image[place] ^= 0xff;
         }
-        round_trip(&old, &new, Predict::On, |prediction| prediction);
+        round_trip(&old, &new, true, |prediction| prediction);
     }
 }
 
 #[test]
 fn the_bytes_of_a_prediction_make_it_again_and_cut_off_they_are_none() {
     let (old, new) = pair();
-    let prediction = round_trip(&old, &new, Predict::On, |prediction| prediction).prediction.unwrap();
+    let prediction = round_trip(&old, &new, true, |prediction| prediction).prediction.unwrap();
     let bytes = prediction.to_bytes();
     assert_eq!(Prediction::parse(&bytes, old.len() as u64), Ok(prediction.clone()));
     for end in 0..bytes.len() {

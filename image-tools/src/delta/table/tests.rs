@@ -62,7 +62,7 @@ fn every_way_reads_back_what_was_written() {
 
 #[test]
 fn a_kind_or_transform_from_the_future_is_told_by_its_number() {
-    for (kind, transform) in [(5, 0), (255, 0), (0, 1), (3, 1), (4, 255)] {
+    for (kind, transform) in [(6, 0), (255, 0), (0, 1), (3, 1), (4, 255), (5, 1)] {
         let full = outputs(&[LEN]);
         let refused = DeltaTable::parse(vec![kind, transform, 1, 0, 2], "root", 8192, 0, &full).unwrap_err();
         assert_eq!(refused.code(), "bundle.unknown-chunk-kind", "{kind} {transform}");

@@ -1,0 +1,166 @@
+//! LZ4 blocks, as Linux kernels hold their compressed image: read from a stream without keeping more than a window of
+//! what came out, and packed again.
+//!
+//! The layout is that of "LZ4 Block Format Description": sequences of a token, literals, the distance of a match and
+//! its length. A match reaches back 65535 bytes at most, so that much is kept.
+
+use super::units::{Fault, PackedBytes, Wanted};
+
+/// The level at which kernels are packed: `lz4 -9` of their makefiles.
+const LEVEL: i32 = 9;
+/// A match reaches no further back.
+pub(super) const REACH: usize = 1 << 16;
+/// So much is kept before the oldest is let go.
+const KEPT: usize = 4 * REACH;
+/// Lengths in a token from here on go on in bytes of their own.
+const LONG: usize = 15;
+/// The shortest match.
+const LEAST_MATCH: usize = 4;
+
+/// Packs `content` into the head of `packed`; `None` where it does not fit.
+pub(super) fn pack(content: &[u8], packed: &mut [u8]) -> Option<usize> {
+    let mode = lz4::block::CompressionMode::HIGHCOMPRESSION(LEVEL);
+    lz4::block::compress_to_buffer(content, Some(mode), false, packed).ok()
+}
+
+/// Hands what `input` unpacks to, `length` bytes, to `wanted` until that has all it wants.
+pub(super) fn unpack(input: &mut PackedBytes<'_, '_>, length: u64, wanted: &mut Wanted<'_>) -> Result<(), Fault> {
+    let mut made = Made { bytes: Vec::with_capacity(KEPT + REACH), gone: 0, offered: 0, length };
+    loop {
+        let token = usize::from(input.byte()?.ok_or(CUT_OFF)?);
+        let mut left = long(input, token >> 4)?;
+        while left > 0 {
+            let bytes = input.some(left)?;
+            if bytes.is_empty() {
+                return Err(CUT_OFF);
+            }
+            left -= bytes.len();
+            made.bytes.extend_from_slice(bytes);
+            made.hand_on(wanted)?;
+        }
+        let Some(low) = input.byte()? else { break };
+        let high = input.byte()?.ok_or(CUT_OFF)?;
+        let length = long(input, token & 0xf)?.saturating_add(LEAST_MATCH);
+        made.repeat(usize::from(u16::from_le_bytes([low, high])), length, wanted)?;
+        if wanted.is_done() {
+            return Ok(());
+        }
+    }
+    made.offer(wanted);
+    if made.end() == length { Ok(()) } else { Err(Fault::Packed("it unpacks to another length")) }
+}
+
+const CUT_OFF: Fault = Fault::Packed("it is cut off");
+
+/// A length whose first part is in the token.
+fn long(input: &mut PackedBytes<'_, '_>, first: usize) -> Result<usize, Fault> {
+    let mut length = first;
+    if first == LONG {
+        loop {
+            let byte = input.byte()?.ok_or(CUT_OFF)?;
+            length = length.saturating_add(usize::from(byte));
+            if byte != 0xff {
+                break;
+            }
+        }
+    }
+    Ok(length)
+}
+
+/// The last bytes that came out.
+struct Made {
+    bytes: Vec<u8>,
+    /// How many came out before these.
+    gone: u64,
+    /// How many of these were handed on.
+    offered: usize,
+    /// How many may come out.
+    length: u64,
+}
+
+impl Made {
+    fn end(&self) -> u64 {
+        self.gone.saturating_add(self.bytes.len() as u64)
+    }
+
+    fn repeat(&mut self, distance: usize, length: usize, wanted: &mut Wanted<'_>) -> Result<(), Fault> {
+        if distance == 0 || distance > self.bytes.len() {
+            return Err(Fault::Packed("it repeats what is not there"));
+        }
+        let (mut left, mut reach) = (length, distance);
+        while left > 0 {
+            let start = self.bytes.len().saturating_sub(reach);
+            let count = left.min(reach);
+            self.bytes.extend_from_within(start..start.saturating_add(count));
+            left -= count;
+            // What repeats with a distance repeats with twice that as well.
+            if count == reach && reach.saturating_mul(2) <= REACH {
+                reach = reach.saturating_mul(2);
+            }
+            self.hand_on(wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the oldest bytes when there are many.
+    fn hand_on(&mut self, wanted: &mut Wanted<'_>) -> Result<(), Fault> {
+        if self.end() > self.length {
+            return Err(Fault::Packed("it unpacks to another length"));
+        }
+        if self.bytes.len() >= KEPT {
+            self.offer(wanted);
+            let old = self.bytes.len().saturating_sub(REACH);
+            self.bytes.drain(..old);
+            self.gone = self.gone.saturating_add(old as u64);
+            self.offered = self.bytes.len();
+        }
+        Ok(())
+    }
+
+    fn offer(&mut self, wanted: &mut Wanted<'_>) {
+        let new = self.bytes.get(self.offered..).unwrap_or_default();
+        wanted.offer(self.gone.saturating_add(self.offered as u64), new);
+        self.offered = self.bytes.len();
+    }
+}
+
+/// Where a sequence begins: in the content, and in the packed bytes.
+pub(super) type Sequence = (u32, u32);
+
+/// Where sequences begin; `None` where the packed bytes are no LZ4 block. On the host.
+pub(super) fn sequences(packed: &[u8]) -> Option<Vec<Sequence>> {
+    let (mut at, mut content) = (0usize, 0usize);
+    let mut found = Vec::new();
+    let length = |at: &mut usize, first: usize| {
+        let mut length = first;
+        let mut goes_on = first == LONG;
+        while goes_on {
+            let byte = *packed.get(*at)?;
+            *at += 1;
+            length += usize::from(byte);
+            goes_on = byte == 0xff;
+        }
+        Some(length)
+    };
+    while let Some(token) = packed.get(at) {
+        found.push((u32::try_from(content).ok()?, u32::try_from(at).ok()?));
+        at += 1;
+        let literals = length(&mut at, usize::from(token >> 4))?;
+        (at, content) = (at + literals, content + literals);
+        if at >= packed.len() {
+            break;
+        }
+        at += 2;
+        content += length(&mut at, usize::from(token & 0xf))? + LEAST_MATCH;
+    }
+    (at == packed.len()).then_some(found)
+}
+
+/// The content of a block, at most `most` bytes. On the host.
+pub(super) fn whole(packed: &[u8], most: usize) -> std::io::Result<Vec<u8>> {
+    let mut content = vec![0; most];
+    let size = i32::try_from(most).map_err(std::io::Error::other)?;
+    let length = lz4::block::decompress_to_buffer(packed, Some(size), &mut content)?;
+    content.truncate(length);
+    Ok(content)
+}

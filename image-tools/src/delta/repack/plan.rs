@@ -1,0 +1,172 @@
+//! Cuts a chunk that holds compressed data into parts, and tries each: what an encoder does not make again byte by byte
+//! is left as it is. Only on the developer's host.
+//!
+//! An encoder of LZ4 looks back 64 KiB. One that begins so much earlier than the bytes that are wanted soon finds the
+//! matches that the first encoder found, and makes the same bytes of them.
+
+#![allow(clippy::indexing_slicing, reason = "on the developer's host, over places that this module made itself")]
+
+use super::find::{Found, bytes_of};
+use super::lz4::{self, Sequence};
+use super::{Codec, Part};
+use crate::limits::{MAX_PART_BYTES, MAX_PARTS};
+
+/// How much of what follows is packed along, tried one after the other: an encoder looks ahead a little.
+const AHEAD: [usize; 3] = [256, 8 << 10, 64 << 10];
+/// A run of packed bytes shorter than this is not worth a part.
+const LEAST_RUN: usize = 256;
+
+/// A part of a chunk and its content. The part has no pieces yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    pub(crate) part: Part,
+    pub(crate) content: Vec<u8>,
+}
+
+/// A stretch of the new image that holds a part of a unit.
+struct Place {
+    start: usize,
+    length: usize,
+    unit: usize,
+    /// Where in the packed unit it begins.
+    packed: usize,
+}
+
+/// The units of the new image, ready to cut chunks by.
+#[derive(Default)]
+pub(crate) struct Plan {
+    found: Found,
+    places: Vec<Place>,
+    /// Of each unit the packed bytes, and their sequences.
+    units: Vec<(Vec<u8>, Vec<Sequence>)>,
+}
+
+impl Plan {
+    pub(crate) fn new(found: Found, image: &[u8]) -> Self {
+        let mut plan = Plan { places: Vec::new(), units: Vec::new(), found };
+        for (number, unit) in plan.found.units.iter().enumerate() {
+            let mut packed = 0;
+            for stretch in &unit.stretches {
+                let (start, length) = (stretch.start as usize, stretch.length as usize);
+                plan.places.push(Place { start, length, unit: number, packed });
+                packed += length;
+            }
+            let bytes = bytes_of(image, &unit.stretches);
+            let sequences = lz4::sequences(&bytes).unwrap_or_default();
+            plan.units.push((bytes, sequences));
+        }
+        plan.places.sort_unstable_by_key(|place| place.start);
+        plan
+    }
+
+    /// What the units hold.
+    pub(crate) fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// The parts of the chunk `output` at `offset` of the image; `None` where nothing of it can be packed again.
+    pub(crate) fn parts(&self, offset: usize, output: &[u8]) -> Option<Vec<Planned>> {
+        let end = offset + output.len();
+        let first = self.places.partition_point(|place| place.start + place.length <= offset);
+        let mut parts = Parts { output, made: Vec::new(), plain: 0 };
+        let mut at = offset;
+        for place in self.places[first..].iter().take_while(|place| place.start < end) {
+            let (from, to) = (place.start.max(offset), (place.start + place.length).min(end));
+            parts.plain += from - at;
+            self.run(place.unit, place.packed + (from - place.start), place.packed + (to - place.start), &mut parts);
+            at = to;
+        }
+        parts.plain += end - at;
+        parts.flush();
+        let is_packed = parts.made.iter().any(|planned| planned.part.codec != Codec::Plain);
+        (is_packed && parts.made.len() as u64 <= MAX_PARTS).then_some(parts.made)
+    }
+
+    /// Parts for the bytes `from..to` of a packed unit.
+    fn run(&self, unit: usize, from: usize, to: usize, parts: &mut Parts<'_>) {
+        let mut at = from;
+        while at < to {
+            let (planned, end) = self.packed(unit, at, to);
+            match planned {
+                Some(planned) => parts.push(planned),
+                None => parts.plain += end - at,
+            }
+            at = end;
+        }
+    }
+
+    /// The longest part that begins at byte `at` of a packed unit and does not go beyond `to`, or `None` for bytes that
+    /// are left as they are; and where it ends.
+    fn packed(&self, unit: usize, at: usize, to: usize) -> (Option<Planned>, usize) {
+        let (packed, sequences) = &self.units[unit];
+        let content = &self.found.content[self.found.units[unit].at..][..self.found.units[unit].length as usize];
+        let Some(first) = sequences.partition_point(|(_, packed)| *packed as usize <= at).checked_sub(1) else {
+            return (None, to);
+        };
+        let (begin, place) = (sequences[first].0 as usize, sequences[first].1 as usize);
+        let start = begin.saturating_sub(lz4::REACH);
+        let most = start + MAX_PART_BYTES as usize - AHEAD[AHEAD.len() - 1];
+        let behind = sequences.partition_point(|(content, _)| (*content as usize) <= most);
+        let next = |number: usize| sequences.get(number).map_or(packed.len(), |(_, packed)| *packed as usize);
+        // Where the last sequence that fits ends is where the next one begins.
+        let last = if content.len() <= most { sequences.len() } else { behind.saturating_sub(1) };
+        let end = next(last).min(to);
+        if last <= first || end - at < LEAST_RUN.min(to - at) {
+            return (None, next(first + 1).min(to));
+        }
+        let reached = sequences.partition_point(|(_, packed)| (*packed as usize) < end);
+        let reached = sequences.get(reached).map_or(content.len(), |(content, _)| *content as usize);
+        for ahead in AHEAD {
+            let content = &content[start..content.len().min(reached + ahead)];
+            let wanted = &packed[at..end];
+            if let Some(part) = tried(content, begin - start, at - place, wanted) {
+                return (Some(Planned { part, content: content.to_vec() }), end);
+            }
+        }
+        (None, end)
+    }
+}
+
+/// The part that packs `content` to something with `wanted` in it: `inside` bytes behind the sequence that begins at
+/// `begin` of the content.
+fn tried(content: &[u8], begin: usize, inside: usize, wanted: &[u8]) -> Option<Part> {
+    if content.len() > MAX_PART_BYTES as usize {
+        return None;
+    }
+    let mut packed = vec![0; MAX_PART_BYTES as usize];
+    let length = lz4::pack(content, &mut packed)?;
+    let sequences = lz4::sequences(&packed[..length])?;
+    let place = sequences.binary_search_by_key(&(begin as u32), |(content, _)| *content).ok()?;
+    let skip = sequences[place].1 as usize + inside;
+    let is_same = packed[..length].get(skip..)?.starts_with(wanted);
+    let (skip, take, rest) = (skip as u32, wanted.len() as u32, (length - skip - wanted.len()) as u32);
+    let content = content.len() as u32;
+    is_same.then_some(Part { codec: Codec::Lz4, content, skip, take, rest, pieces: Vec::new() })
+}
+
+/// The parts of a chunk so far.
+struct Parts<'o> {
+    output: &'o [u8],
+    made: Vec<Planned>,
+    /// Bytes behind these that are left as they are.
+    plain: usize,
+}
+
+impl Parts<'_> {
+    fn push(&mut self, planned: Planned) {
+        self.flush();
+        self.made.push(planned);
+    }
+
+    fn flush(&mut self) {
+        if self.plain == 0 {
+            return;
+        }
+        let done: usize = self.made.iter().map(|planned| planned.part.take as usize).sum();
+        let content = self.output[done..done + self.plain].to_vec();
+        let length = content.len() as u32;
+        let part = Part { codec: Codec::Plain, content: length, skip: 0, take: length, rest: 0, pieces: Vec::new() };
+        self.made.push(Planned { part, content });
+        self.plain = 0;
+    }
+}
