@@ -253,7 +253,7 @@ fn a_chunk_from_the_future_is_told_before_anything_is_made() {
         code(reader.read_tables(&|_, _| true))
     };
     assert_eq!(read(&|_| ()), "taken");
-    assert_eq!(read(&|table| table[0] = 5), "bundle.unknown-chunk-kind");
+    assert_eq!(read(&|table| table[0] = 6), "bundle.unknown-chunk-kind");
     assert_eq!(read(&|table| table[1] = 1), "bundle.unknown-chunk-kind");
     assert_eq!(read(&|table| table.truncate(table.len() - 1)), "bundle.table-invalid");
     // An agent that does not want the delta does not mind.

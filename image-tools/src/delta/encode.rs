@@ -19,6 +19,8 @@ use crate::manifest::sha256;
 
 /// A patch so many times shorter than the chunk packed alone in no time is taken: packed well it is not that much shorter.
 const SURELY_LESS: usize = 4;
+/// Fewer new bytes in a chunk are not worth another look at where they come from.
+const WORTH_ALIGNING: usize = 1024;
 /// The zstd level for that.
 const QUICK_LEVEL: i32 = 1;
 
@@ -172,7 +174,10 @@ impl<'b> ChunkEncoder<'b> {
             Aligned::Copied(source) => return Ok(Encoded::new(Way::Copied, source, Vec::new(), transform)),
             Aligned::Pieces(pieces) => pieces,
         };
-        if self.base.is_predicted(&sources(&pieces, self.base.bytes().len() as u64)) {
+        // What was new may be like what is in the base by now.
+        let fresh: usize = pieces.iter().filter(|piece| piece.from.is_none()).map(|piece| piece.len).sum();
+        let may_change = fresh >= WORTH_ALIGNING && self.prediction.is_some_and(|prediction| !prediction.is_empty());
+        if may_change || self.base.is_predicted(&sources(&pieces, self.base.bytes().len() as u64)) {
             pieces = align(self.base, new);
         }
         let patched = self.patch(new, pieces)?;

@@ -2,8 +2,11 @@
 //!
 //! Types have no fixed length, so a section is read from its beginning, and not at all where that is missing.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::entries;
 use super::map::Space;
-use super::scan::{Anchor, Context, Reference, u16_at, u32_at};
+use super::scan::{Anchor, Context, Kind, Reference, u16_at, u32_at};
 
 const MAGIC: u16 = 0xeb9f;
 
@@ -75,7 +78,15 @@ impl Walk<'_> {
 
 /// Calls `visit` with each reference of a section, of which the stretch is the beginning.
 pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mut [u8], Reference)) {
-    if context.skip != 0 || u16_at(bytes, 0) != Some(MAGIC) {
+    if context.skip != 0 {
+        return;
+    }
+    if context.kind == Kind::TypeRecords {
+        let mut walk = Walk { end: bytes.len(), at: 0, bytes, visit };
+        while walk.at < walk.end && walk.step().is_some() {}
+        return;
+    }
+    if u16_at(bytes, 0) != Some(MAGIC) {
         return;
     }
     let field = |at| u32_at(bytes, at).map(|value| value as usize);
@@ -83,6 +94,105 @@ pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMu
     let at = head.saturating_add(offset);
     let mut walk = Walk { end: at.saturating_add(length).min(bytes.len()), at, bytes, visit };
     while walk.at < walk.end && walk.step().is_some() {}
+}
+
+/// Where a section can be cut into parts of about `size` bytes, each of which but the first begins with a type. The last
+/// place is where the types end.
+pub(crate) fn cuts(section: &[u8], size: usize) -> Option<Vec<usize>> {
+    let field = |at| u32_at(section, at).map(|value| value as usize);
+    let at = field(4)?.checked_add(field(8)?)?;
+    let end = at.checked_add(field(12)?)?.min(section.len());
+    let mut copy = section.to_vec();
+    let mut walk = Walk { bytes: &mut copy, visit: &mut |_, _| (), at, end };
+    let (mut cuts, mut last) = (Vec::new(), 0usize);
+    while walk.at < walk.end && walk.step().is_some() {
+        if walk.at.saturating_sub(last) >= size || walk.at >= walk.end {
+            cuts.push(walk.at);
+            last = walk.at;
+        }
+    }
+    Some(cuts)
+}
+
+/// A type of a section.
+struct Record {
+    /// Where it begins in the section, and how long it is.
+    at: usize,
+    length: usize,
+    /// What it is, whatever the numbers of other types are.
+    key: u64,
+    /// Numbers of types that it refers to.
+    types: Vec<u32>,
+}
+
+/// The types of a section that stands for itself, by their numbers less one.
+fn records(section: &[u8]) -> Option<Vec<Record>> {
+    let field = |at| u32_at(section, at).map(|value| value as usize);
+    let head = field(4)?;
+    let at = head.checked_add(field(8)?)?;
+    let end = at.checked_add(field(12)?)?.min(section.len());
+    let strings = section.get(head.checked_add(field(16)?)?..)?.get(..field(20)?)?;
+    let mut copy = section.to_vec();
+    let mut records = Vec::new();
+    let mut start = at;
+    while start < end {
+        let (mut types, mut hasher) = (Vec::new(), DefaultHasher::new());
+        let mut look = |bytes: &mut [u8], reference: Reference| {
+            if reference.space == Space::Type {
+                types.push(reference.target);
+            } else {
+                let name = strings.get(reference.target as usize..).unwrap_or_default();
+                name.split(|byte| *byte == 0).next().hash(&mut hasher);
+            }
+            // What is left are numbers of its own.
+            if let Some(word) = bytes.get_mut(reference.at..).and_then(|rest| rest.first_chunk_mut::<4>()) {
+                *word = [0; 4];
+            }
+        };
+        let mut walk = Walk { bytes: &mut copy, visit: &mut look, at: start, end };
+        walk.step()?;
+        let stop = walk.at;
+        copy.get(start..stop)?.hash(&mut hasher);
+        records.push(Record { at: start, length: stop - start, key: hasher.finish(), types });
+        start = stop;
+    }
+    Some(records)
+}
+
+/// What each type is, and the types that it refers to.
+fn keys(records: &[Record]) -> Vec<u64> {
+    let key = |record: &Record| {
+        let mut hasher = DefaultHasher::new();
+        record.key.hash(&mut hasher);
+        for number in &record.types {
+            let other = number.checked_sub(1).and_then(|place| records.get(place as usize));
+            other.map(|other| other.key).hash(&mut hasher);
+        }
+        hasher.finish()
+    };
+    records.iter().map(key).collect()
+}
+
+/// Types of two sections that stand for themselves and are the same but for the numbers of others, in ascending order:
+/// where they begin in both, how long they are, and their numbers in both. On the host.
+pub(crate) fn matched(old: &[u8], new: &[u8]) -> Option<Vec<Matched>> {
+    let (old, new) = (records(old)?, records(new)?);
+    let pairs = entries::pairs(&keys(&old), &keys(&new));
+    let matched: Vec<_> = pairs.into_iter().filter_map(|(one, other)| {
+        let (before, after) = (old.get(one)?, new.get(other)?);
+        let numbers = (one as u32 + 1, other as u32 + 1);
+        Some(Matched { old: before.at, new: after.at, length: before.length, numbers })
+    }).collect();
+    (!matched.is_empty()).then_some(matched)
+}
+
+/// A type that is in both sections.
+pub(crate) struct Matched {
+    pub(crate) old: usize,
+    pub(crate) new: usize,
+    pub(crate) length: usize,
+    /// Its number in both.
+    pub(crate) numbers: (u32, u32),
 }
 
 /// The first number of a type, and the first offset of a string, that may be a module's own: those that are, are so many

@@ -15,6 +15,16 @@ fn immediate(opcode: u8, extension: u8) -> usize {
     }
 }
 
+/// Whether four bytes behind these two are an operand that holds an absolute address: of a move or a comparison to it, or
+/// of a table's first entry where there is no base register.
+fn is_absolute(first: u8, second: u8) -> bool {
+    match (first, second) {
+        (0xc7, 0xc0..=0xc7) | (0x48, 0x3d) => true,
+        (0x81, modrm) => modrm >= 0xc0,
+        (modrm, scale) => modrm & 0xc7 == 0x04 && scale & 7 == 5,
+    }
+}
+
 /// Calls `visit` with each reference of a stretch of code.
 pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mut [u8], Reference)) {
     let of_object = context.kind == Kind::ObjectCode;
@@ -22,6 +32,16 @@ pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMu
         if of_object { (context.base, context.base.saturating_add(context.length)) } else { (0, context.room) };
     let mut at = 0usize;
     while let (Some(&first), Some(&second)) = (bytes.get(at), bytes.get(at.saturating_add(1))) {
+        if context.kind == Kind::FixedCode
+            && is_absolute(first, second)
+            && let Some(value) = u32_at(bytes, at + 2)
+            && let Some(target) = context.inside(i64::from(value as i32).cast_unsigned())
+        {
+            let (at_field, space, anchor) = (at + 2, Space::Address, Anchor::Fixed);
+            visit(bytes, Reference { at: at_field, width: 4, space, target, anchor });
+            at += 6;
+            continue;
+        }
         let (field, behind) = match (first, second) {
             (0xe8 | 0xe9, _) => (at + 1, 0),
             (0x0f, 0x80..=0x8f) => (at + 2, 0),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::btf;
 use super::ext4::{self, Extent};
 use super::scan::{Kind, SECTION_BITS, u16_at, u32_at, u64_at};
 
@@ -18,10 +19,12 @@ pub(crate) struct Found {
     pub(crate) names: Vec<Vec<u8>>,
     /// Symbols that stand for sections, and the sections' numbers.
     pub(crate) symbols: Vec<(u32, u32)>,
+    /// Where BTF begins in the file, and its length.
+    pub(crate) types: Option<(u64, u32)>,
 }
 
 /// A section with references.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct FoundSection {
     pub(crate) number: u32,
     pub(crate) kind: Kind,
@@ -128,9 +131,11 @@ impl Found {
             sections: Vec::new(),
             names: headers.iter().map(|header| header.name.clone()).collect(),
             symbols: Vec::new(),
+            types: None,
         };
+        let form = Form { is_object, is_fixed: form == FIXED, is_kernel: low >= KERNEL, machine };
         for (number, header) in headers.iter().enumerate() {
-            let Some(kind) = kind(header, &headers, is_object, machine) else { continue };
+            let Some(kind) = kind(header, &headers, &form) else { continue };
             if header.length == 0 || header.at.checked_add(header.length)? > bytes.len() as u64 {
                 continue;
             }
@@ -141,13 +146,91 @@ impl Found {
                 Kind::Relocations => 0,
                 _ => header.address.checked_sub(low).and_then(|address| u32::try_from(address).ok()).unwrap_or(0),
             };
-            found.sections.push(FoundSection { number: number as u32, kind, at: header.at, length, address });
+            let section = FoundSection { number: number as u32, kind, at: header.at, length, address };
+            let content = bytes.get(header.at as usize..)?.get(..length as usize)?;
             if kind == Kind::ObjectSymbols {
-                found.symbols = section_symbols(bytes.get(header.at as usize..)?.get(..length as usize)?);
+                found.symbols = section_symbols(content);
             }
+            found.push(section, content, form.is_kernel);
+        }
+        if form.is_kernel {
+            found.push_tail(&bytes);
         }
         Some(found)
     }
+
+    /// Adds a section; one that is read better in parts, in these.
+    fn push(&mut self, section: FoundSection, content: &[u8], is_kernel: bool) {
+        let mut parts = vec![(section.kind, 0)];
+        match section.kind {
+            Kind::Types => {
+                self.types = Some((section.at, section.length));
+                let cuts = btf::cuts(content, TYPES_BYTES).unwrap_or_default();
+                // Behind the last type are strings.
+                parts.extend(cuts.iter().take(cuts.len().saturating_sub(1)).map(|cut| (Kind::TypeRecords, *cut)));
+            }
+            Kind::Words if is_kernel => {
+                if let Some((from, to)) = complements(content, self.room) {
+                    parts.extend([(Kind::Complements, from), (Kind::Words, to)]);
+                }
+            }
+            _ => {}
+        }
+        let ends = parts.iter().skip(1).map(|(_, at)| *at).chain([content.len()]).collect::<Vec<_>>();
+        for ((kind, from), to) in parts.into_iter().zip(ends) {
+            if from < to {
+                let (at, length) = (section.at + from as u64, (to - from) as u32);
+                self.sections.push(FoundSection { kind, at, length, address: section.address + from as u32, ..section });
+            }
+        }
+    }
+
+    /// Behind the section headers of a kernel for x86-64 are the places that hold addresses, for when it is loaded
+    /// elsewhere.
+    fn push_tail(&mut self, bytes: &[u8]) {
+        let Some(end) = elf_length(bytes) else { return };
+        if let Ok(length) = u32::try_from((bytes.len() as u64).saturating_sub(end)) {
+            let number = self.names.len() as u32;
+            self.names.push(b"relocations".to_vec());
+            self.sections.push(FoundSection { number, kind: Kind::LowWords, at: end, length, address: 0 });
+        }
+    }
+}
+
+/// What kind of a file it is.
+struct Form {
+    is_object: bool,
+    is_fixed: bool,
+    is_kernel: bool,
+    machine: u16,
+}
+
+/// `ET_EXEC`.
+const FIXED: u16 = 2;
+/// Linux on x86-64 is linked to be above this.
+const KERNEL: u64 = 0xffff_ffff_0000_0000;
+/// BTF is cut into parts of this many bytes, because each can only be read from its beginning.
+const TYPES_BYTES: usize = 16 << 10;
+/// Fewer words in a row may be there by chance.
+const LEAST_COMPLEMENTS: usize = 2048;
+
+/// Where a table of complements is, which are the addresses of a kernel's symbols: a long row of them that descends.
+fn complements(content: &[u8], room: u32) -> Option<(usize, usize)> {
+    let mut best = 0..0;
+    let mut start = 0usize;
+    let mut before = None;
+    for (number, word) in content.as_chunks::<4>().0.iter().enumerate() {
+        let value = !u32::from_le_bytes(*word);
+        let follows = value <= room && before.is_none_or(|before| value >= before);
+        if !follows {
+            start = if value <= room { number } else { number + 1 };
+        }
+        before = Some(value).filter(|value| *value <= room);
+        if number + 1 - start > best.len() {
+            best = start..number + 1;
+        }
+    }
+    (best.len() >= LEAST_COMPLEMENTS).then_some((best.start * 4, best.end * 4))
 }
 
 fn headers(bytes: &[u8]) -> Option<Vec<Header>> {
@@ -181,9 +264,26 @@ fn headers(bytes: &[u8]) -> Option<Vec<Header>> {
 
 const X86_64: u16 = 62;
 
+/// Tables of a kernel whose words say where something is, relative to themselves.
+const RELATIVE_TABLES: [&[u8]; 12] = [
+    b"__ksymtab",
+    b"__ex_table",
+    b"__bug_table",
+    b"__jump_table",
+    b".orc_unwind_ip",
+    b".retpoline_sites",
+    b".return_sites",
+    b".call_sites",
+    b".ibt_endbr_seal",
+    b".altinstructions",
+    b".smp_locks",
+    b".pci_fixup",
+];
+
 /// What a section is read as.
-fn kind(header: &Header, all: &[Header], is_object: bool, machine: u16) -> Option<Kind> {
+fn kind(header: &Header, all: &[Header], form: &Form) -> Option<Kind> {
     let name = header.name.as_slice();
+    let is_object = form.is_object;
     match header.kind {
         4 if is_object => {
             let target = all.get(header.info as usize)?;
@@ -198,10 +298,13 @@ fn kind(header: &Header, all: &[Header], is_object: bool, machine: u16) -> Optio
         _ if name.starts_with(b"__kcrctab") => Some(Kind::Checksums),
         _ if name == b".BTF" => Some(Kind::Types),
         _ if header.flags & EXECUTABLE != 0 => {
-            let kind = if is_object { Kind::ObjectCode } else { Kind::Code };
-            (machine == X86_64).then_some(kind)
+            let linked = if form.is_fixed { Kind::FixedCode } else { Kind::Code };
+            let kind = if is_object { Kind::ObjectCode } else { linked };
+            (form.machine == X86_64).then_some(kind)
         }
         _ if is_object => None,
+        _ if form.is_kernel && RELATIVE_TABLES.iter().any(|table| name.starts_with(table)) => Some(Kind::RelativeWords),
+        _ if form.is_kernel && header.flags & ALLOCATED != 0 => Some(Kind::Words),
         _ if name == b".eh_frame" => Some(Kind::Frames),
         _ if name == b".eh_frame_hdr" => Some(Kind::FrameIndex),
         _ => {

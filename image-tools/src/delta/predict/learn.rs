@@ -9,7 +9,7 @@ use super::elf::{self, Found, FoundSection};
 use super::entries::{self, Table};
 use super::ext4::Extent;
 use super::fit::Votes;
-use super::map::{Piece, Space};
+use super::map::{self, Piece, Space};
 use super::scan::{self, Anchor, Context, Kind, Reference, SECTION_BITS, u16_at, u32_at, u64_at};
 use super::{Area, ElfFile, Prediction, Section, btf};
 use crate::limits::{MAX_AREAS, MAX_PIECES, MAX_PREDICTED_FILES, MAX_SECTION_SYMBOLS};
@@ -158,21 +158,26 @@ fn look<'p>(old: &'p Found, new: &'p Found, old_bytes: &[u8], new_bytes: &[u8], 
     let old_numbers = own_numbers(old);
     let (old_symbols, new_symbols) = (bases(&old.symbols, &old_numbers), bases(&new.symbols, &numbers));
     let mut look = Look { old, new, old_bytes, new_bytes, numbers, old_symbols, new_symbols, seen: Vec::new() };
-    let is_table = |section: &FoundSection| matches!(section.kind, Kind::Relocations | Kind::ObjectRelocations);
-    let mut own_types = None;
+    let is_words = |kind| matches!(kind, Kind::RelativeWords | Kind::LowWords | Kind::Complements);
+    let is_table = |section: &FoundSection| {
+        matches!(section.kind, Kind::Relocations | Kind::ObjectRelocations) || is_words(section.kind)
+    };
+    let own_types = old.types.and_then(|(at, length)| btf::own(&old_bytes[at as usize..][..length as usize]));
+    let types = look.types();
+    let is_types = |kind| matches!(kind, Kind::Types | Kind::TypeRecords);
     for (number, section) in old.sections.iter().enumerate().filter(|(_, section)| !is_table(section)) {
         let Some(base) = section.base(old.is_object, &old_numbers) else { continue };
-        if section.kind == Kind::Types {
-            own_types = btf::own(&old_bytes[section.at as usize..][..section.length as usize]);
-        }
-        look.section(number, base, moves);
+        look.section(number, base, types.as_deref().filter(|_| is_types(section.kind)).unwrap_or(moves));
     }
     // Entries of tables look much alike: they are told apart by what they lead to, once that is known.
     let known = |space| votes(&look.seen, space).pieces(true);
     let (addresses, symbols) = (known(Space::Address), known(Space::Symbol));
     for (number, section) in old.sections.iter().enumerate().filter(|(_, section)| is_table(section)) {
         let Some(base) = section.base(old.is_object, &old_numbers) else { continue };
-        let matched = look.entries(section, &addresses, &symbols);
+        let matched = match is_words(section.kind) {
+            true => look.words(section, base, &addresses),
+            false => look.entries(section, &addresses, &symbols),
+        };
         look.section(number, base, matched.as_deref().unwrap_or(moves));
     }
     Pair { old, seen: look.seen, own_types }
@@ -204,6 +209,42 @@ impl Look<'_> {
         let old = Table { bytes: part(self.old_bytes, section), at: section.at, sections: &self.old_symbols };
         let new = Table { bytes: part(self.new_bytes, other), at: other.at, sections: &self.new_symbols };
         entries::matched(&old, &new, of_object, addresses, symbols)
+    }
+
+    /// Types that are in both files, where these stand for themselves; their numbers are seen by that alone.
+    fn types(&mut self) -> Option<Vec<Move>> {
+        let (old, new) = (self.old.types?, self.new.types?);
+        let part = |bytes: &'_ [u8], (at, length): (u64, u32)| bytes[at as usize..][..length as usize].to_vec();
+        let matched = btf::matched(&part(self.old_bytes, old), &part(self.new_bytes, new))?;
+        self.seen.extend(matched.iter().map(|one| {
+            let (target, by) = (one.numbers.0, one.numbers.1.wrapping_sub(one.numbers.0).cast_signed());
+            Seen { space: Space::Type, target, anchor: None, anchor_by: 0, by, section: NO_FIELD }
+        }));
+        let moved = |one: &btf::Matched| {
+            Move { old: old.0 + one.old as u64, new: new.0 + one.new as u64, length: one.length as u64 }
+        };
+        Some(matched.iter().map(moved).collect())
+    }
+
+    /// Words of a table that lead to the same in both files.
+    fn words(&self, section: &FoundSection, base: u32, addresses: &[Piece]) -> Option<Vec<Move>> {
+        let other = self.new.sections.iter().find(|other| {
+            other.kind == section.kind && self.old.names.get(section.number as usize) == self.new.names.get(other.number as usize)
+        })?;
+        let targets = |file: &Found, bytes: &[u8], section: &FoundSection, base: u32, shift: &dyn Fn(u32) -> i32| {
+            let mut stretch = part(bytes, section).to_vec();
+            let words = stretch.as_chunks::<4>().0.iter().map(|word| (false, u32::from_le_bytes(*word)));
+            let mut targets: Vec<_> = words.collect();
+            scan::scan(&context(file, section, base, &[]), &mut stretch, &mut |_, reference| {
+                let target = reference.target;
+                targets[reference.at / 4] = (true, target.wrapping_add_signed(shift(target)));
+            });
+            targets
+        };
+        let shift = |place| map::shift(addresses, place).unwrap_or(0);
+        let before = targets(self.old, self.old_bytes, section, base, &shift);
+        let after = targets(self.new, self.new_bytes, other, other.address, &|_| 0);
+        entries::in_order(&before, &after, (section.at, other.at), 4)
     }
 
     /// Compares the references of one section.
@@ -238,9 +279,9 @@ impl Look<'_> {
             return None;
         }
         let by = change(bytes, reference, now)?;
-        let by = if reference.anchor == Anchor::Until { by.wrapping_neg() } else { by };
+        let by = if reference.anchor.is_backwards() { by.wrapping_neg() } else { by };
         let anchor = match reference.anchor {
-            Anchor::Fixed => None,
+            Anchor::Fixed | Anchor::FixedUntil => None,
             Anchor::Place | Anchor::Until => {
                 let before = context.address(reference.at);
                 Some((before, new_base.wrapping_add((there - target.at) as u32).wrapping_sub(before) as i32))

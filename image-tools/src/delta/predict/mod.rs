@@ -146,12 +146,12 @@ impl Prediction {
         let Some(file) = file else { return };
         let address = |place| self.shift(file, Space::Address, place);
         let anchor = match reference.anchor {
-            Anchor::Fixed => 0,
+            Anchor::Fixed | Anchor::FixedUntil => 0,
             Anchor::Place | Anchor::Until => address(context.address(reference.at)),
             Anchor::Base => address(context.base),
         };
         let by = self.shift(file, reference.space, reference.target).wrapping_sub(anchor);
-        let by = if reference.anchor == Anchor::Until { by.wrapping_neg() } else { by };
+        let by = if reference.anchor.is_backwards() { by.wrapping_neg() } else { by };
         if by != 0 {
             add(bytes, &reference, by);
         }

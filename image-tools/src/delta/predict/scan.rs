@@ -36,11 +36,21 @@ pub(crate) enum Kind {
     Checksums,
     /// BTF, read from its beginning only.
     Types,
+    /// x86-64 instructions at a fixed address: those of [`Kind::Code`], and absolute addresses as operands.
+    FixedCode,
+    /// Words of four bytes, relative to themselves.
+    RelativeWords,
+    /// Words of four bytes, some of which are addresses, sign-extended.
+    LowWords,
+    /// The types of BTF from the beginning of one of them on.
+    TypeRecords,
+    /// Words of four bytes, some of which are addresses: with all bits inverted, counted from the file's lowest one.
+    Complements,
 }
 
 impl Kind {
     /// All of them; a kind's place is its number in the format.
-    pub(crate) const ALL: [Kind; 13] = [
+    pub(crate) const ALL: [Kind; 18] = [
         Kind::Code,
         Kind::ObjectCode,
         Kind::Frames,
@@ -54,6 +64,11 @@ impl Kind {
         Kind::Versions,
         Kind::Checksums,
         Kind::Types,
+        Kind::FixedCode,
+        Kind::RelativeWords,
+        Kind::LowWords,
+        Kind::TypeRecords,
+        Kind::Complements,
     ];
 }
 
@@ -86,6 +101,15 @@ pub(crate) enum Anchor {
     Base,
     /// The place of the field itself, from which the value leads backwards.
     Until,
+    /// Something that does not move, from which the value leads backwards.
+    FixedUntil,
+}
+
+impl Anchor {
+    /// Whether the field's value falls as its target moves up.
+    pub(crate) fn is_backwards(self) -> bool {
+        matches!(self, Anchor::Until | Anchor::FixedUntil)
+    }
 }
 
 /// A field that says where something is.
@@ -110,7 +134,7 @@ impl Reference {
 /// Calls `visit` with each reference of a stretch, in order. It may change the field, and nothing else.
 pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mut [u8], Reference)) {
     match context.kind {
-        Kind::Code | Kind::ObjectCode => code::scan(context, bytes, visit),
+        Kind::Code | Kind::ObjectCode | Kind::FixedCode => code::scan(context, bytes, visit),
         Kind::Frames => frames(context, bytes, visit),
         Kind::FrameIndex => frame_index(context, bytes, visit),
         Kind::Relocations | Kind::ObjectRelocations | Kind::ObjectCodeRelocations => {
@@ -124,7 +148,8 @@ pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMu
         Kind::Checksums => {
             each(context, bytes.len(), 4, |at| checksum(bytes, at, visit));
         }
-        Kind::Types => btf::scan(context, bytes, visit),
+        Kind::Types | Kind::TypeRecords => btf::scan(context, bytes, visit),
+        Kind::RelativeWords | Kind::LowWords | Kind::Complements => half_words(context, bytes, visit),
     }
 }
 
@@ -147,7 +172,7 @@ impl Context<'_> {
     }
 
     /// An absolute address counted from the file's lowest one, where it is in the file.
-    fn inside(&self, absolute: u64) -> Option<u32> {
+    pub(crate) fn inside(&self, absolute: u64) -> Option<u32> {
         let address = u32::try_from(absolute.checked_sub(self.low)?).ok()?;
         (address <= self.room).then_some(address)
     }
@@ -255,6 +280,21 @@ fn words(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mut [u8
         let Some(value) = u64_at(bytes, at).filter(|value| *value >= LEAST_ADDRESS) else { return };
         if let Some(target) = context.inside(value) {
             visit(bytes, Reference::fixed(at, 8, Space::Address, target));
+        }
+    });
+}
+
+/// Words of four bytes.
+fn half_words(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mut [u8], Reference)) {
+    each(context, bytes.len(), 4, |at| {
+        let Some(value) = u32_at(bytes, at) else { return };
+        let (target, anchor) = match context.kind {
+            Kind::LowWords => (context.inside(i64::from(value as i32).cast_unsigned()), Anchor::Fixed),
+            Kind::Complements => (Some(!value).filter(|target| *target <= context.room), Anchor::FixedUntil),
+            _ => (context.relative(context.address(at), value), Anchor::Place),
+        };
+        if let Some(target) = target {
+            visit(bytes, Reference { at, width: 4, space: Space::Address, target, anchor });
         }
     });
 }

@@ -140,7 +140,7 @@ impl Found {
         while blocks.last().is_none_or(|(_, content)| content.len() == LEGACY_BLOCK) {
             let Some(length) = u32_at(&bytes, at).map(|length| length as usize) else { break };
             let Some(packed) = bytes.get(at + 4..).and_then(|rest| rest.get(..length)) else { break };
-            let Ok(content) = lz4::whole(packed, LEGACY_BLOCK) else { break };
+            let Some(content) = lz4::whole(packed, LEGACY_BLOCK) else { break };
             blocks.push((at + 4, content));
             at += 4 + length;
         }

@@ -4,7 +4,9 @@
 //! The layout is that of "LZ4 Block Format Description": sequences of a token, literals, the distance of a match and
 //! its length. A match reaches back 65535 bytes at most, so that much is kept.
 
-use super::units::{Fault, PackedBytes, Wanted};
+use super::Codec;
+use super::units::{Fault, PackedBytes, Stretch, Units, Wanted};
+use crate::delta::table::BaseRange;
 
 /// The level at which kernels are packed: `lz4 -9` of their makefiles.
 const LEVEL: i32 = 9;
@@ -129,6 +131,15 @@ pub(super) type Sequence = (u32, u32);
 
 /// Where sequences begin; `None` where the packed bytes are no LZ4 block. On the host.
 pub(super) fn sequences(packed: &[u8]) -> Option<Vec<Sequence>> {
+    walk(packed).map(|(sequences, _)| sequences)
+}
+
+/// How long the content of a block is.
+fn length(packed: &[u8]) -> Option<usize> {
+    walk(packed).map(|(_, length)| length).filter(|length| *length > 0)
+}
+
+fn walk(packed: &[u8]) -> Option<(Vec<Sequence>, usize)> {
     let (mut at, mut content) = (0usize, 0usize);
     let mut found = Vec::new();
     let length = |at: &mut usize, first: usize| {
@@ -153,14 +164,23 @@ pub(super) fn sequences(packed: &[u8]) -> Option<Vec<Sequence>> {
         at += 2;
         content += length(&mut at, usize::from(token & 0xf))? + LEAST_MATCH;
     }
-    (at == packed.len()).then_some(found)
+    (at == packed.len()).then_some((found, content))
 }
 
-/// The content of a block, at most `most` bytes. On the host.
-pub(super) fn whole(packed: &[u8], most: usize) -> std::io::Result<Vec<u8>> {
-    let mut content = vec![0; most];
-    let size = i32::try_from(most).map_err(std::io::Error::other)?;
-    let length = lz4::block::decompress_to_buffer(packed, Some(size), &mut content)?;
-    content.truncate(length);
-    Ok(content)
+/// The content of a block, of at most `most` bytes, as a device would read it; `None` where it is none. On the host.
+pub(super) fn whole(packed: &[u8], most: usize) -> Option<Vec<u8>> {
+    let length = length(packed)?;
+    if length > most {
+        return None;
+    }
+    let stretch = Stretch { start: 0, length: u32::try_from(packed.len()).ok()? };
+    let mut units = Units::behind(0);
+    units.push(Codec::Lz4, u32::try_from(length).ok()?, &[stretch])?;
+    let mut content = vec![0; length];
+    let mut read_at = |at: u64, place: &mut [u8]| {
+        place.copy_from_slice(packed.get(at as usize..).and_then(|rest| rest.get(..place.len())).unwrap_or_default());
+        Ok(())
+    };
+    units.read(&[BaseRange { offset: 0, len: length as u64 }], &mut content, &mut read_at).ok()?;
+    Some(content)
 }

@@ -156,7 +156,7 @@ impl Units {
     }
 
     /// Fills `out` with `ranges` behind the base image, one after the other.
-    fn read(&self, ranges: &[BaseRange], out: &mut [u8], read_at: &mut ReadAt<'_>) -> Result<(), Fault> {
+    pub(super) fn read(&self, ranges: &[BaseRange], out: &mut [u8], read_at: &mut ReadAt<'_>) -> Result<(), Fault> {
         out.fill(0);
         let mut windows: Vec<(usize, Window)> = Vec::new();
         let mut place = 0usize;

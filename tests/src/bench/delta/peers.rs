@@ -68,7 +68,7 @@ const fn special(name: &'static str, title: &'static str, measure: fn(&Job) -> R
 }
 
 /// Everybody, in the order of the table.
-pub(super) const ALL: [Peer; 13] = [
+pub(super) const ALL: [Peer; 16] = [
     programs("full", "whole image, zstd -19", &["zstd -q -f -19 NEW -o DELTA"], &["zstd -q -f -d DELTA -o OUT"]),
     special("rauc", "4 KiB blocks by hash (RAUC adaptive), counted", stores::blocks).here(),
     special("casync", "casync, 64 KiB chunks (RAUC, Rugix)", stores::casync),
@@ -118,6 +118,24 @@ pub(super) const ALL: [Peer; 13] = [
         &["hpatchz -f OLD DELTA OUT"],
     )
     .here(),
+    programs(
+        "ours-plain",
+        "Bascule, no prediction, nothing packed again",
+        &["bascule-image delta --no-prediction --no-repacking OLD NEW -o DELTA"],
+        &["bascule-image apply OLD DELTA -o OUT"],
+    ),
+    programs(
+        "ours-predicted",
+        "Bascule, nothing packed again",
+        &["bascule-image delta --no-repacking OLD NEW -o DELTA"],
+        &["bascule-image apply OLD DELTA -o OUT"],
+    ),
+    programs(
+        "ours-repacked",
+        "Bascule, no prediction",
+        &["bascule-image delta --no-prediction OLD NEW -o DELTA"],
+        &["bascule-image apply OLD DELTA -o OUT"],
+    ),
     programs("ours", "Bascule", &["bascule-image delta OLD NEW -o DELTA"], &["bascule-image apply OLD DELTA -o OUT"])
         .here(),
 ];

@@ -172,6 +172,64 @@ pub(crate) fn module(program: &[Function], release: u32) -> Vec<u8> {
     file(1, sections)
 }
 
+/// Where a kernel's parts begin in memory.
+const KERNEL: u64 = 0xffff_ffff_8100_0000;
+const SYMBOLS: u64 = KERNEL + 0x40_0000;
+const TABLE: u64 = KERNEL + 0x60_0000;
+const TYPES: u64 = KERNEL + 0x70_0000;
+
+/// A kernel as it is packed into its image: absolute addresses in its code and the places where these are, the addresses of
+/// its symbols, a table relative to itself, and many types. `more` of these are there before the others.
+pub(crate) fn kernel(program: &[Function], more: u32) -> Vec<u8> {
+    let starts = starts(program);
+    let (mut text, mut places) = (Vec::new(), Vec::new());
+    for function in program {
+        text.resize(starts[&function.name] as usize, 0xcc);
+        let start = text.len();
+        text.extend(noise(u64::from(function.name)).take(function.length));
+        for (number, call) in function.calls.iter().enumerate() {
+            let at = start + 16 + number * 24;
+            text[at..at + 3].copy_from_slice(&[0x48, 0xc7, 0xc7]);
+            text[at + 3..at + 7].copy_from_slice(&((KERNEL + starts[call]) as u32).to_le_bytes());
+            places.extend(((KERNEL + at as u64 + 3) as u32).to_le_bytes());
+        }
+    }
+    let (mut symbols, mut table) = (vec![0x55; 64], Vec::new());
+    let mut sorted: Vec<_> = starts.values().flat_map(|start| (0..10).map(move |step| start + step * 14)).collect();
+    sorted.sort_unstable();
+    for start in &sorted {
+        symbols.extend((!(*start as u32)).to_le_bytes());
+        table.extend(((KERNEL + start).wrapping_sub(TABLE + table.len() as u64) as u32).to_le_bytes());
+    }
+    symbols.extend([0x55; 64]);
+    let mut kernel = file(
+        2,
+        vec![
+            section(".text", 1, 6, KERNEL, text),
+            section(".rodata", 1, 3, SYMBOLS, symbols),
+            section(".orc_unwind_ip", 1, 2, TABLE, table),
+            section(".BTF", 1, 2, TYPES, kernel_types(more)),
+            section(".init.scratch", 1, 3, TYPES + 0x10_0000, vec![0; 300_000]),
+        ],
+    );
+    kernel.extend(places);
+    kernel
+}
+
+/// Pointers and structures in turn, each structure with a name of its own and a member of the type before.
+fn kernel_types(more: u32) -> Vec<u8> {
+    let (mut types, mut strings, mut count) = (Vec::new(), vec![0u8], 0u32);
+    for number in (5000..5000 + more).chain(0..1500) {
+        let (name, last) = (strings.len() as u32, count);
+        strings.extend(format!("structure_{number}\0").bytes());
+        types.extend([0, 2 << 24, last].map(u32::to_le_bytes).concat());
+        types.extend([name, 4 << 24 | 1, 8, name, count + 1, 0].map(u32::to_le_bytes).concat());
+        count += 2;
+    }
+    let words = [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
+    [&[0x9f, 0xeb, 1, 0][..], &words.map(u32::to_le_bytes).concat(), &types, &strings].concat()
+}
+
 fn section_symbol(section: u16) -> [u8; 24] {
     let mut symbol = [0; 24];
     symbol[4] = 3;
