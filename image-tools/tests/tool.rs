@@ -154,6 +154,11 @@ fn a_delta_file_turns_the_old_image_into_the_new_one_and_no_other() {
     let short = fails(at, "apply release.toml d -o other");
     assert!(short.contains("[delta.wrong-base]") && short.contains("bytes"), "{short}");
     assert!(fails(at, "apply old image -o other").contains("[delta.not-a-delta]"));
+    let told = succeeds(at, "delta old new -o d3 --level 3 --explain --no-prediction --no-repacking");
+    assert!(told.contains("where the bytes went") && told.contains("the dearest files"), "{told}");
+    let json = succeeds(at, "delta old new -o d3 --level 3 --explain --json");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["explanation"]["matters"]["table"].is_u64() && json["explanation"]["files"].is_array(), "{json}");
     assert!(fails(at, "delta old new -o other --chunk-size 6000").contains("[delta.chunk-size]"));
     assert!(!at.join("other").exists());
 }

@@ -128,6 +128,7 @@ impl Stage {
         self.install(name)?;
         self.wait_for_state(&["activated"])?;
         let report = watch.stop();
+        self.tell_memory(&bundle)?;
         let sent = wire.bytes(&self.server);
         ensure!(report.failures == 0, "the ping service failed {} times during the install", report.failures);
         ensure!(report.answers > 0, "the ping service was never asked");

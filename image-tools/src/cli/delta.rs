@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use bascule_image::delta::explain::{Explanation, Matter};
 use bascule_image::delta::image::{DeltaSpec, Tally, Transforms};
 use bascule_image::delta::whole::{apply_opened, create_delta};
 use bascule_image::limits::MAX_CHUNK_BYTES;
@@ -33,6 +34,9 @@ pub(crate) struct Create {
     chunk_size: u64,
     #[command(flatten)]
     transforms: NoTransforms,
+    /// Tell where the bytes of the delta went, by what they are and by file.
+    #[arg(long)]
+    explain: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -58,17 +62,21 @@ impl Create {
         let started = Instant::now();
         let new = std::fs::metadata(&self.new).with_context(|| format!("reading {:?} failed", self.new))?.len();
         let plain = DeltaSpec::new(u32::try_from(self.chunk_size).unwrap_or(u32::MAX), self.level);
-        let spec = DeltaSpec { transforms: self.transforms.left(), ..plain };
+        let spec = DeltaSpec { transforms: self.transforms.left(), explain: self.explain, ..plain };
         let bar = show::progress(new, "comparing");
         let made = create_delta(&self.old, &self.new, spec, &self.output, &mut |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
         let seconds = started.elapsed().as_secs_f64();
         if self.json {
             let head = made.head;
-            show::json(&json!({
+            let mut told = json!({
                 "delta": self.output, "bytes": made.bytes, "size": head.size, "sha256": head.sha256,
                 "base": head.delta.base, "made_of": made.tally, "seconds": seconds,
-            }));
+            });
+            if let (Some(explanation), Some(told)) = (made.explanation, told.as_object_mut()) {
+                told.insert("explanation".into(), json!(explanation));
+            }
+            show::json(&told);
             return Ok(());
         }
         let share = show::share(made.bytes, made.head.size);
@@ -79,7 +87,38 @@ impl Create {
         show::line(format_args!("               SHA-256 {}", made.head.sha256));
         show::line(format_args!("  made of      {}", made_of(&made.tally)));
         show::line(format_args!("  time         {seconds:.1} s"));
+        made.explanation.iter().for_each(|explanation| explain(explanation, made.bytes));
         Ok(())
+    }
+}
+
+/// So many files are named.
+const NAMED_FILES: usize = 20;
+
+/// Prints where the bytes went.
+fn explain(explanation: &Explanation, whole: u64) {
+    show::line(format_args!("\n  where the bytes went"));
+    let mut matters: Vec<_> = explanation.matters.iter().filter(|(_, bytes)| **bytes > 0).collect();
+    matters.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+    for (matter, bytes) in &matters {
+        let (bytes, share) = (show::size(**bytes), show::share(**bytes, whole));
+        show::line(format_args!("  {bytes:>12} {share:>7}  {}", matter.as_str()));
+    }
+    show::line(format_args!("\n  the dearest files"));
+    for file in explanation.files.iter().take(NAMED_FILES) {
+        let mut parts: Vec<_> = file.matters.iter().collect();
+        parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+        let parts: Vec<_> =
+            parts.iter().map(|(matter, bytes)| format!("{} {}", matter.as_str(), show::size(**bytes))).collect();
+        let (bytes, share) = (show::size(file.bytes), show::share(file.bytes, whole));
+        show::line(format_args!("  {bytes:>12} {share:>7}  {}: {}", file.path, parts.join(", ")));
+    }
+    if let Some(compressed) = explanation.matters.get(&Matter::Compressed).filter(|bytes| **bytes > whole / 20) {
+        show::line(format_args!(
+            "\n  {} are compressed files, of which a small change leaves nothing equal. Put them into the image\n  \
+             uncompressed (for kernel modules: MODULE_COMPRESS off), and compress the file system where room is scarce.",
+            show::size(*compressed)
+        ));
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Encoded {
 pub struct EncodedPart {
     /// The part without its pieces.
     pub part: Part,
+    /// Where its content begins in the new image, or behind it in what its units hold.
+    pub at: u64,
     /// These, each with the SHA-256 of its output. Their stored bytes one after the other are the chunk's.
     pub pieces: Vec<(Encoded, Digest)>,
 }
@@ -202,14 +204,14 @@ impl<'b> ChunkEncoder<'b> {
     /// When zstd fails.
     pub(super) fn encode_parts(&mut self, parts: Vec<Planned>) -> io::Result<Encoded> {
         let mut made = Encoded::new(Way::Packed, Vec::new(), Vec::new(), Transform::None);
-        for Planned { part, content } in parts {
+        for Planned { part, content, at } in parts {
             let mut pieces = Vec::new();
             for content in content.chunks(MAX_CHUNK_BYTES as usize) {
                 let piece = self.encode(content)?;
                 made.stored.extend_from_slice(if piece.way == Way::Raw { content } else { &piece.stored });
                 pieces.push((piece, sha256(content)));
             }
-            made.parts.push(EncodedPart { part, pieces });
+            made.parts.push(EncodedPart { part, at, pieces });
         }
         Ok(made)
     }

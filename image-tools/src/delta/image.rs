@@ -10,14 +10,17 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::encode::{Aligned, ChunkEncoder};
+use super::explain::{Explanation, Labels, Shares};
 use super::index::BaseIndex;
+use super::patch::Patcher;
 use super::predict::Prediction;
 use super::predict::ext4::Extent;
 use super::predict::learn::learn;
-use super::repack::find;
+use super::repack::find::{self, FoundUnit};
 use super::repack::plan::Plan;
 use super::repack::units::Units;
 use super::table::Way;
+use crate::layout;
 use crate::limits::{BASE_BLOCK_BYTES, MAX_CHUNK_BYTES};
 
 /// How a new image is cut and packed.
@@ -31,6 +34,8 @@ pub struct DeltaSpec {
     pub workers: usize,
     /// What may be done beside.
     pub transforms: Transforms,
+    /// Whether it is told where the bytes went.
+    pub explain: bool,
 }
 
 /// What a delta may ask of a device beside patching, where that pays. All of it, but for devices whose agent does not
@@ -59,12 +64,12 @@ impl DeltaSpec {
     #[must_use]
     pub fn new(chunk_bytes: u32, level: i32) -> Self {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        DeltaSpec { chunk_bytes, level, workers, transforms: Transforms::default() }
+        DeltaSpec { chunk_bytes, level, workers, transforms: Transforms::default(), explain: false }
     }
 }
 
 /// A delta without its blobs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EncodedImage {
     /// The delta table, not packed.
     pub table: Vec<u8>,
@@ -72,6 +77,8 @@ pub struct EncodedImage {
     pub blobs: u64,
     /// What the image is made of.
     pub tally: Tally,
+    /// Where the bytes went, if that was asked.
+    pub explanation: Option<Explanation>,
 }
 
 /// Bytes of an image by the way they are made.
@@ -239,7 +246,9 @@ impl NewImage<'_> {
         blobs: &mut dyn Write,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<EncodedImage> {
-        let mut made = EncodedImage { table: Vec::new(), blobs: 0, tally: Tally::default() };
+        let mut made = EncodedImage { table: Vec::new(), blobs: 0, tally: Tally::default(), explanation: None };
+        let labels = if self.spec.explain { Some(self.labels(&repacked.plan)?) } else { None };
+        let mut all = Shares::new();
         let (mut is_predicted, mut needs_units) = (false, false);
         let end = repacked.units.as_ref().map_or(u64::MAX, Units::start);
         for batch in self.batches() {
@@ -258,9 +267,13 @@ impl NewImage<'_> {
                 if encoded.way == Way::Raw {
                     encoded.stored = output.to_vec();
                 }
-                Ok((encoded, output.len()))
+                let offset = number as u64 * u64::from(self.spec.chunk_bytes);
+                let share = |labels: &Labels| labels.share(&encoded, offset, output.len(), &mut Patcher::default());
+                let shares = labels.as_ref().map(share).unwrap_or_default();
+                Ok((encoded, output.len(), shares))
             };
-            for (encoded, len) in self.each(batch, encode)? {
+            for (encoded, len, shares) in self.each(batch, encode)? {
+                shares.into_iter().for_each(|(label, bytes)| *all.entry(label).or_default() += bytes);
                 blobs.write_all(&encoded.stored)?;
                 is_predicted |= encoded.is_predicted();
                 needs_units |= encoded.way == Way::Packed || encoded.source.iter().any(|range| range.end() > end);
@@ -276,7 +289,21 @@ impl NewImage<'_> {
         if is_predicted {
             made.table.extend(prediction.to_bytes());
         }
+        if let Some(labels) = labels {
+            let table = layout::pack(&made.table)?.1.length;
+            made.explanation = Some(labels.explain(&all, table));
+        }
         Ok(made)
+    }
+
+    /// The files of the image and of what its units hold.
+    fn labels(&self, plan: &Plan) -> io::Result<Labels> {
+        let found = plan.found();
+        let packed: Vec<_> = found.files.iter().map(|(at, _)| found.units.iter().find(|unit| unit.at == *at)).collect();
+        let start =
+            |unit: &Option<&FoundUnit>| unit.and_then(|unit| unit.stretches.first()).map_or(0, |first| first.start);
+        let packed: Vec<_> = packed.iter().map(|unit| Extent { at: 0, start: start(unit), length: 0 }).collect();
+        Ok(Labels::new(&self.bytes()?, &found.content, plan.behind(), &found.files, &packed))
     }
 
     /// What is to be predicted, as a device will read it.

@@ -21,12 +21,14 @@
 //! | [`index`] | the base in memory |
 //! | [`file`](mod@file) | a delta on its own, not signed |
 //! | [`whole`] | makes and applies delta files |
+//! | [`explain`] | where the bytes of a delta went (host) |
 //! | [`error`] | why one could not be made or applied |
 
 mod align;
 pub mod apply;
 pub mod encode;
 pub mod error;
+pub mod explain;
 pub mod file;
 pub mod image;
 pub mod index;

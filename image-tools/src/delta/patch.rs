@@ -69,16 +69,31 @@ impl Patcher {
     /// # Errors
     /// The rule of the format that the patch breaks.
     pub fn apply(&mut self, patch: &[u8], source: &[u8], out: &mut [u8]) -> Result<(), Fault> {
+        self.take(patch, out.len() as u64)?;
+        self.run(source, out)
+    }
+
+    /// Takes the parts of a patch that makes `room` bytes.
+    pub(super) fn take(&mut self, patch: &[u8], room: u64) -> Result<(), Fault> {
         let mut fields = Fields(patch);
         let mut part = || usize::try_from(varint::take(&mut fields)?).ok();
         let (Some(control), Some(differences)) = (part(), part()) else { return Err("its patch is cut off") };
         let mut take = |length| fields.take(length).map_err(|_| "its patch is cut off");
         let (control, differences) = (take(control)?, take(differences)?);
-        let room = out.len() as u64;
         unpack(&mut self.context, control, u64::from(MAX_CONTROL_BYTES), &mut self.control)?;
         unpack(&mut self.context, differences, room, &mut self.differences)?;
-        unpack(&mut self.context, fields.0, room, &mut self.new)?;
-        self.run(source, out)
+        unpack(&mut self.context, fields.0, room, &mut self.new)
+    }
+
+    /// The operations of the patch that was taken last.
+    pub(super) fn operations(&self) -> impl Iterator<Item = Operation> {
+        let mut control = Fields(&self.control);
+        std::iter::from_fn(move || Operation::take(&mut control))
+    }
+
+    /// Its differences.
+    pub(super) fn differences(&self) -> &[u8] {
+        &self.differences
     }
 
     fn run(&self, source: &[u8], out: &mut [u8]) -> Result<(), Fault> {

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::apply::{Base, ChunkMaker, source_matches};
 use super::error::DeltaError;
+use super::explain::Explanation;
 use super::file::{DeltaFile, Head, check_chunk_bytes};
 use super::image::{DeltaSpec, Tally, encode_image};
 use super::index::BaseIndex;
@@ -30,6 +31,8 @@ pub struct Created {
     pub bytes: u64,
     /// What the new image is made of.
     pub tally: Tally,
+    /// Where the bytes went, if that was asked.
+    pub explanation: Option<Explanation>,
 }
 
 /// Makes the delta file `output` that turns the image `old` into `new`, whole or not at all. The same images and `spec`
@@ -70,7 +73,7 @@ pub fn create_delta(
         Ok(copied.saturating_add(start.len() as u64))
     };
     let bytes = write().map_err(&writing)?;
-    Ok(Created { head, bytes, tally: made.tally })
+    Ok(Created { head, bytes, tally: made.tally, explanation: made.explanation })
 }
 
 /// The SHA-256s of an image, chunk by chunk and of it whole.

@@ -16,6 +16,9 @@ const CHECKPOINT: u64 = 1 << 20;
 /// More than this nobody fetches for nothing: the first request asks for so many bytes where the head may be shorter.
 const WINDOW: u64 = 64 << 10;
 
+/// The most memory that the daemon may need for an install.
+const MEMORY: u64 = 32 << 20;
+
 /// A delta fetched in this many seconds can be met in its middle.
 const SLOWED_TO_SECONDS: u64 = 20;
 
@@ -106,6 +109,23 @@ impl Stage {
         ensure!(transfer.healed == 0, "nothing was written to, and yet: {transfer:?}");
         ensure!(sent <= most, "{first} and {second} bytes were sent, {most} are enough");
         is_near(second, transfer.fetched)
+    }
+
+    /// Tells what the daemon made of compressed data and of programs, and in how much memory at most since it started.
+    pub(super) fn tell_memory(&mut self, bundle: &DeltaBundle) -> Result<()> {
+        let (predicted, packed) = bundle.transformed()?;
+        let pid = "$(systemctl show --property MainPID --value basculed.service)";
+        let peak =
+            self.machine.succeed(&format!("sed -n 's/^VmHWM:[^0-9]*\\([0-9]*\\) kB$/\\1/p' /proc/{pid}/status"))?;
+        let peak = peak.trim().parse::<u64>().with_context(|| format!("no peak of memory: {peak:?}"))? << 10;
+        self.say(
+            "agent",
+            format!("made {} with addresses predicted, {} packed again", mebibytes(predicted), mebibytes(packed)),
+            &format!("at most {} of memory since it started", mebibytes(peak)),
+        );
+        ensure!(packed > 0, "the kernel of the second system is not made of that of the first");
+        ensure!(peak <= MEMORY, "the daemon needed {peak} bytes, and {MEMORY} are promised");
+        Ok(())
     }
 
     /// Says what was sent, and what the device's history says of it.

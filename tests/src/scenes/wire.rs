@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use bascule_image::delta::repack::Fault;
 use bascule_image::manifest::DeltaRef;
 use bascule_image::{
-    BundleFile, BundleReader, DeltaChunk, Payload, Timestamp, TrustStore, Units, read_ranges, source_matches,
+    BundleFile, BundleReader, DeltaChunk, Payload, Timestamp, Transform, TrustStore, Units, Way, read_ranges,
+    source_matches,
 };
 
 use crate::{DemoSystem, HttpServer, Images};
@@ -74,6 +75,20 @@ impl DeltaBundle {
     /// The version that the delta is against.
     pub(super) fn base(&self) -> String {
         self.delta.base.version.clone().unwrap_or_default()
+    }
+
+    /// Bytes of the image in chunks some source of which is predicted, and in those that are packed again.
+    pub(super) fn transformed(&self) -> Result<(u64, u64)> {
+        let full = self.reader.chunk_table(0).context("there is no chunk table")?;
+        let delta = self.reader.delta_table(0, 0).context("there is no delta table")?;
+        let (mut predicted, mut packed) = (0, 0);
+        for chunk in delta.chunks(full) {
+            let length = u64::from(chunk.output.len);
+            let is_predicted = chunk.with_source().any(|one| one.transform == Transform::Predicted);
+            predicted += if is_predicted { length } else { 0 };
+            packed += if chunk.way == Way::Packed { length } else { 0 };
+        }
+        Ok((predicted, packed))
     }
 
     /// Reads of the slot at byte `start` of `disk` what every chunk of the delta is made of.

@@ -32,36 +32,44 @@ const LEFT_OUT: [&str; 6] = [
 /// has it, and a module of the one can be forced into the other.
 const WATCHDOG: &str = "kernel/drivers/watchdog/i6300esb.ko";
 
-/// Fetches the newest cloud kernel with the guest's own package lists; keeps the image, the modules in [`MODULES`], and
-/// [`WATCHDOG`] from the generic kernel.
+/// Fetches the newest cloud kernel and the one before it, with the guest's own package lists; keeps the images, of both the
+/// modules in [`MODULES`], and [`WATCHDOG`] from the generic kernel. The first system starts the kernel before, all others
+/// the newest; where the archive has one only, that is both.
 const ADD_KERNEL: &str = r#"
 tree=$1
 work=$(mktemp -d)
 cd "$work"
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
-test -n "$package"
-generic=$(echo "$package" | sed s/-cloud//)
-apt-get -qq -o APT::Sandbox::User=root download "$package" "$generic"
-mkdir kernel
-dpkg-deb --fsys-tarfile "$package"_*.deb | tar -x -C kernel
-version=$(ls kernel/lib/modules)
-depmod -b kernel "$version"
-cp "kernel/boot/vmlinuz-$version" "$tree/boot/vmlinuz"
-to="usr/lib/modules/$version"
-mkdir -p "$tree/$to"
-for module in $MODULES; do
-    modprobe -d kernel -S "$version" --show-depends "$module"
-done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | sort -u | while read -r file; do
-    inside=${file##*/lib/modules/}
-    mkdir -p "$tree/usr/lib/modules/${inside%/*}"
-    cp "$file" "$tree/usr/lib/modules/$inside"
-done
-mkdir -p "$tree/$to/extra"
-dpkg-deb --fsys-tarfile "$generic"_*.deb | tar -xO --wildcards "./lib/modules/*/$WATCHDOG" > "$tree/$to/extra/${WATCHDOG##*/}"
-test -s "$tree/$to/extra/${WATCHDOG##*/}"
-cp kernel/lib/modules/"$version"/modules.builtin* kernel/lib/modules/"$version"/modules.order "$tree/$to/"
-depmod -b "$tree" "$version"
+add() {
+    package=$1
+    generic=$(echo "$package" | sed s/-cloud//)
+    apt-get -qq -o APT::Sandbox::User=root download "$package" "$generic"
+    rm -rf kernel
+    mkdir kernel
+    dpkg-deb --fsys-tarfile "$package"_*.deb | tar -x -C kernel
+    version=$(ls kernel/lib/modules)
+    depmod -b kernel "$version"
+    cp "kernel/boot/vmlinuz-$version" "$tree/boot/$2"
+    to="usr/lib/modules/$version"
+    mkdir -p "$tree/$to"
+    for module in $MODULES; do
+        modprobe -d kernel -S "$version" --show-depends "$module"
+    done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | sort -u | while read -r file; do
+        inside=${file##*/lib/modules/}
+        mkdir -p "$tree/usr/lib/modules/${inside%/*}"
+        cp "$file" "$tree/usr/lib/modules/$inside"
+    done
+    mkdir -p "$tree/$to/extra"
+    dpkg-deb --fsys-tarfile "$generic"_*.deb | tar -xO --wildcards "./lib/modules/*/$WATCHDOG" > "$tree/$to/extra/${WATCHDOG##*/}"
+    test -s "$tree/$to/extra/${WATCHDOG##*/}"
+    cp kernel/lib/modules/"$version"/modules.builtin* kernel/lib/modules/"$version"/modules.order "$tree/$to/"
+    depmod -b "$tree" "$version"
+}
+newest=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
+test -n "$newest"
+before=$(apt-cache pkgnames linux-image- | grep -x 'linux-image-[0-9.]*-[0-9]*-cloud-amd64' | sort -V | grep -xB 1 "$newest" | head -n 1)
+add "$newest" vmlinuz
+if test "$before" = "$newest"; then cp "$tree/boot/vmlinuz" "$tree/boot/vmlinuz.before"; else add "$before" vmlinuz.before; fi
 cd /
 rm -rf "$work"
 "#;

@@ -29,12 +29,14 @@ pub(super) struct Inputs {
     trust_root: PathBuf,
 }
 
-/// Copies the base tree and lays the overlay over it: `$1` base, `$2` overlay, `$3` the new tree.
+/// Copies the base tree and lays the overlay over it: `$1` base, `$2` overlay, `$3` the new tree. Only the first system,
+/// whose `$4` is 1, has the kernel before the newest.
 const COPY: &str = r#"
 cp -a --reflink=auto "$1" "$3"
 find "$3/var" "$3/run" "$3/tmp" -mindepth 1 -delete
 cp -dR --preserve=mode,links "$2/." "$3/"
 chmod 0700 "$3/root"
+if test "$4" = 1; then mv "$3/boot/vmlinuz.before" "$3/boot/vmlinuz"; else rm "$3/boot/vmlinuz.before"; fi
 "#;
 
 /// Stands in the place of the agent where it cannot run.
@@ -113,7 +115,7 @@ pub(super) fn with_tree<R>(
     if version.behaviour == Behaviour::NoAgent {
         demo::write(&overlay, "usr/sbin/basculed", demo::PROGRAM, BROKEN_AGENT)?;
     }
-    shell::tree_script(COPY, &[&inputs.base, &overlay, &tree])?;
+    shell::tree_script(COPY, &[&inputs.base, &overlay, &tree, Path::new(&version.order.to_string())])?;
     if version.behaviour == Behaviour::NoInit {
         shell::tree_script(REMOVE_INIT, &[&tree])?;
     }

@@ -125,8 +125,8 @@ struct Record {
     types: Vec<u32>,
 }
 
-/// The types of a section that stands for itself, by their numbers less one.
-fn records(section: &[u8]) -> Option<Vec<Record>> {
+/// The types of a section in their order; names before `names` are those of another section.
+fn records(section: &[u8], names: u32) -> Option<Vec<Record>> {
     let field = |at| u32_at(section, at).map(|value| value as usize);
     let head = field(4)?;
     let at = head.checked_add(field(8)?)?;
@@ -141,8 +141,8 @@ fn records(section: &[u8]) -> Option<Vec<Record>> {
             if reference.space == Space::Type {
                 types.push(reference.target);
             } else {
-                let name = strings.get(reference.target as usize..).unwrap_or_default();
-                name.split(|byte| *byte == 0).next().hash(&mut hasher);
+                let own = reference.target.checked_sub(names).and_then(|offset| strings.get(offset as usize..));
+                own.and_then(|name| name.split(|byte| *byte == 0).next()).hash(&mut hasher);
             }
             // What is left are numbers of its own.
             if let Some(word) = bytes.get_mut(reference.at..).and_then(|rest| rest.first_chunk_mut::<4>()) {
@@ -159,13 +159,13 @@ fn records(section: &[u8]) -> Option<Vec<Record>> {
     Some(records)
 }
 
-/// What each type is, and the types that it refers to.
-fn keys(records: &[Record]) -> Vec<u64> {
+/// What each type is, and the types that it refers to; the first has the number `start`.
+fn keys(records: &[Record], start: u32) -> Vec<u64> {
     let key = |record: &Record| {
         let mut hasher = DefaultHasher::new();
         record.key.hash(&mut hasher);
         for number in &record.types {
-            let other = number.checked_sub(1).and_then(|place| records.get(place as usize));
+            let other = number.checked_sub(start).and_then(|place| records.get(place as usize));
             other.map(|other| other.key).hash(&mut hasher);
         }
         hasher.finish()
@@ -173,16 +173,22 @@ fn keys(records: &[Record]) -> Vec<u64> {
     records.iter().map(key).collect()
 }
 
-/// Types of two sections that stand for themselves and are the same but for the numbers of others, in ascending order:
-/// where they begin in both, how long they are, and their numbers in both. On the host.
+/// Types of two sections that are the same but for the numbers of others: where they begin in both, how long they are, and
+/// their numbers in both. On the host.
 pub(crate) fn matched(old: &[u8], new: &[u8]) -> Option<Vec<Matched>> {
-    let (old, new) = (records(old)?, records(new)?);
-    let pairs = entries::pairs(&keys(&old), &keys(&new));
-    let matched: Vec<_> = pairs.into_iter().filter_map(|(one, other)| {
-        let (before, after) = (old.get(one)?, new.get(other)?);
-        let numbers = (one as u32 + 1, other as u32 + 1);
-        Some(Matched { old: before.at, new: after.at, length: before.length, numbers })
-    }).collect();
+    // That of a kernel stands for itself; its types begin with 1.
+    let starts = |section| own(section).unwrap_or((1, 0));
+    let (old_starts, new_starts) = (starts(old), starts(new));
+    let (old, new) = (records(old, old_starts.1)?, records(new, new_starts.1)?);
+    let pairs = entries::pairs(&keys(&old, old_starts.0), &keys(&new, new_starts.0));
+    let matched: Vec<_> = pairs
+        .into_iter()
+        .filter_map(|(one, other)| {
+            let (before, after) = (old.get(one)?, new.get(other)?);
+            let numbers = (old_starts.0 + one as u32, new_starts.0 + other as u32);
+            Some(Matched { old: before.at, new: after.at, length: before.length, numbers })
+        })
+        .collect();
     (!matched.is_empty()).then_some(matched)
 }
 

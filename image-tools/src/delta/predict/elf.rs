@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::btf;
 use super::ext4::{self, Extent};
 use super::scan::{Kind, SECTION_BITS, u16_at, u32_at, u64_at};
+use crate::delta::explain::Matter;
 
 /// An ELF file of an image.
 #[derive(Debug, Clone)]
@@ -180,7 +181,13 @@ impl Found {
         for ((kind, from), to) in parts.into_iter().zip(ends) {
             if from < to {
                 let (at, length) = (section.at + from as u64, (to - from) as u32);
-                self.sections.push(FoundSection { kind, at, length, address: section.address + from as u32, ..section });
+                self.sections.push(FoundSection {
+                    kind,
+                    at,
+                    length,
+                    address: section.address + from as u32,
+                    ..section
+                });
             }
         }
     }
@@ -262,6 +269,36 @@ fn headers(bytes: &[u8]) -> Option<Vec<Header>> {
     Some(headers)
 }
 
+/// What the sections of an ELF file are: first byte, the one behind the last, matter.
+pub(crate) fn parts(bytes: &[u8]) -> Option<Vec<(u64, u64, Matter)>> {
+    if !bytes.starts_with(MAGIC) {
+        return None;
+    }
+    let headers = headers(bytes)?;
+    let length = bytes.len() as u64;
+    let mut parts: Vec<_> = headers
+        .iter()
+        .filter(|header| header.kind != NOTHING_STORED)
+        .map(|header| (header.at, header.at.saturating_add(header.length).min(length), matter(header)))
+        .collect();
+    // Behind the section headers of a kernel are its relocations.
+    parts.extend(elf_length(bytes).map(|end| (end, length, Matter::Relocations)));
+    Some(parts)
+}
+
+fn matter(header: &Header) -> Matter {
+    match header.kind {
+        4 | 9 | 19 => Matter::Relocations,
+        2 | 3 | 11 => Matter::Symbols,
+        _ if header.flags & EXECUTABLE != 0 => Matter::Code,
+        _ if header.name.starts_with(b".eh_frame") || header.name.starts_with(b".orc") => Matter::Frames,
+        _ if header.name.starts_with(b".BTF") || header.name.starts_with(b".debug") => Matter::Types,
+        _ => Matter::Data,
+    }
+}
+
+/// `SHT_NOBITS`.
+const NOTHING_STORED: u32 = 8;
 const X86_64: u16 = 62;
 
 /// Tables of a kernel whose words say where something is, relative to themselves.

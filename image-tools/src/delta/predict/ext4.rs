@@ -1,6 +1,8 @@
 //! Where the regular files of an ext4 image lie. Only on the developer's host: what is found here is sent to devices as
 //! plain places of the image. The layout is that of the kernel's documentation, "ext4 Data Structures and Algorithms".
 
+use std::collections::HashMap;
+
 use super::scan::{u16_at, u32_at};
 
 /// A stretch of a file that is stored. What lies between two is zeroes.
@@ -22,6 +24,9 @@ const HAS_EXTENTS: u32 = 0x8_0000;
 /// `EXT4_BG_INODE_UNINIT`.
 const NO_INODES: u16 = 1;
 const REGULAR: u16 = 0x8000;
+const FOLDER: u16 = 0x4000;
+/// The inode of the topmost folder.
+const ROOT: u32 = 2;
 const FORMAT: u16 = 0xf000;
 const EXTENT_MAGIC: u16 = 0xf30a;
 /// Deepest tree of extents that ext4 makes.
@@ -36,8 +41,54 @@ struct Image<'i> {
     block: u64,
 }
 
+/// A regular file or a folder.
+pub(crate) struct Inode {
+    pub(crate) number: u32,
+    pub(crate) is_folder: bool,
+    pub(crate) extents: Vec<Extent>,
+}
+
 /// The extents of all regular files, one list for each; `None` where `bytes` are no ext4 image.
 pub(crate) fn files(bytes: &[u8]) -> Option<Vec<Vec<Extent>>> {
+    Some(inodes(bytes)?.into_iter().filter(|inode| !inode.is_folder).map(|inode| inode.extents).collect())
+}
+
+/// All regular files with a path of each, without the leading slash; `None` where `bytes` are no ext4 image.
+pub(crate) fn named_files(bytes: &[u8]) -> Option<Vec<(String, Vec<Extent>)>> {
+    let mut inodes: HashMap<u32, Inode> = inodes(bytes)?.into_iter().map(|inode| (inode.number, inode)).collect();
+    let mut found = Vec::new();
+    let mut folders = vec![(String::new(), inodes.remove(&ROOT)?)];
+    while let Some((path, folder)) = folders.pop() {
+        let mut content = Vec::new();
+        for extent in &folder.extents {
+            let start = usize::try_from(extent.start).ok()?;
+            content.extend_from_slice(bytes.get(start..)?.get(..usize::try_from(extent.length).ok()?)?);
+        }
+        let mut rest = content.as_slice();
+        while let (Some(number), Some(length), Some(&[name_length, _])) =
+            (u32_at(rest, 0), u16_at(rest, 4), rest.get(6..8).and_then(|two| two.as_array::<2>()))
+        {
+            let name = rest.get(8..8 + usize::from(name_length)).unwrap_or_default();
+            // Each inode is taken once, so a loop of folders ends, and of several names of a file one is told.
+            if name != b"."
+                && name != b".."
+                && let Some(inode) = inodes.remove(&number)
+            {
+                let name = format!("{path}{}", String::from_utf8_lossy(name));
+                if inode.is_folder {
+                    folders.push((format!("{name}/"), inode))
+                } else {
+                    found.push((name, inode.extents))
+                }
+            }
+            rest = rest.get(usize::from(length).max(8)..).unwrap_or_default();
+        }
+    }
+    Some(found)
+}
+
+/// The inodes of all regular files and folders that are in use.
+fn inodes(bytes: &[u8]) -> Option<Vec<Inode>> {
     let superblock = bytes.get(SUPERBLOCK..)?.get(..1024)?;
     let field = |at| u32_at(superblock, at);
     if u16_at(superblock, 56)? != MAGIC || field(24)? > 6 {
@@ -60,9 +111,11 @@ pub(crate) fn files(bytes: &[u8]) -> Option<Vec<Vec<Extent>>> {
         }
         let high = if group_bytes >= 64 { u32_at(group, 40)? } else { 0 };
         let table = (u64::from(high) << 32 | u64::from(u32_at(group, 8)?)).checked_mul(image.block)?;
-        for inode in 0..u64::from(per_group) {
-            let Some(inode) = image.at(table.checked_add(inode * inode_bytes)?, inode_bytes) else { break };
-            found.extend(image.file(inode));
+        for place in 0..u64::from(per_group) {
+            let Some(inode) = image.at(table.checked_add(place * inode_bytes)?, inode_bytes) else { break };
+            let Some((is_folder, extents)) = image.inode(inode) else { continue };
+            let number = u32::try_from(number * u64::from(per_group) + place + 1).ok()?;
+            found.push(Inode { number, is_folder, extents });
         }
     }
     Some(found)
@@ -73,10 +126,11 @@ impl<'i> Image<'i> {
         self.bytes.get(usize::try_from(start).ok()?..)?.get(..usize::try_from(length).ok()?)
     }
 
-    /// The extents of a regular file, cut at its end.
-    fn file(&self, inode: &[u8]) -> Option<Vec<Extent>> {
-        let is_regular = u16_at(inode, 0)? & FORMAT == REGULAR && u16_at(inode, 26)? > 0;
-        if !is_regular || u32_at(inode, 32)? & HAS_EXTENTS == 0 {
+    /// Whether it is a folder, and the extents of a file or folder, cut at its end.
+    fn inode(&self, inode: &[u8]) -> Option<(bool, Vec<Extent>)> {
+        let form = u16_at(inode, 0)? & FORMAT;
+        let is_known = (form == REGULAR || form == FOLDER) && u16_at(inode, 26)? > 0;
+        if !is_known || u32_at(inode, 32)? & HAS_EXTENTS == 0 {
             return None;
         }
         let size = u64::from(u32_at(inode, 108)?) << 32 | u64::from(u32_at(inode, 4)?);
@@ -91,7 +145,7 @@ impl<'i> Image<'i> {
             }
             end = extent.at + extent.length;
         }
-        Some(extents)
+        Some((form == FOLDER, extents))
     }
 
     fn tree(&self, node: &[u8], depth: usize, extents: &mut Vec<Extent>) -> Option<()> {

@@ -220,8 +220,10 @@ impl Look<'_> {
             let (target, by) = (one.numbers.0, one.numbers.1.wrapping_sub(one.numbers.0).cast_signed());
             Seen { space: Space::Type, target, anchor: None, anchor_by: 0, by, section: NO_FIELD }
         }));
-        let moved = |one: &btf::Matched| {
-            Move { old: old.0 + one.old as u64, new: new.0 + one.new as u64, length: one.length as u64 }
+        let moved = |one: &btf::Matched| Move {
+            old: old.0 + one.old as u64,
+            new: new.0 + one.new as u64,
+            length: one.length as u64,
         };
         Some(matched.iter().map(moved).collect())
     }
@@ -229,7 +231,8 @@ impl Look<'_> {
     /// Words of a table that lead to the same in both files.
     fn words(&self, section: &FoundSection, base: u32, addresses: &[Piece]) -> Option<Vec<Move>> {
         let other = self.new.sections.iter().find(|other| {
-            other.kind == section.kind && self.old.names.get(section.number as usize) == self.new.names.get(other.number as usize)
+            other.kind == section.kind
+                && self.old.names.get(section.number as usize) == self.new.names.get(other.number as usize)
         })?;
         let targets = |file: &Found, bytes: &[u8], section: &FoundSection, base: u32, shift: &dyn Fn(u32) -> i32| {
             let mut stretch = part(bytes, section).to_vec();

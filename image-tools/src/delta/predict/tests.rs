@@ -8,7 +8,8 @@ use super::side::Fault;
 use super::{Area, ElfFile, Prediction, Section, elf, ext4};
 use crate::Digest;
 use crate::delta::apply::InMemory;
-use crate::delta::image::{DeltaSpec, NewImage, encode_predicting};
+use crate::delta::explain::Matter;
+use crate::delta::image::{DeltaSpec, NewImage, encode_image, encode_predicting};
 use crate::delta::index::BaseIndex;
 use crate::delta::{BaseRange, ChunkMaker, DeltaTable, Transform};
 use crate::disk::{Ext4, FALLBACK_EPOCH};
@@ -162,18 +163,49 @@ fn what_did_not_change_or_only_looks_like_an_executable_is_not_predicted() {
     }
 }
 
+/// An ext4 image with these files in a folder: `a`, `b` and so on.
+fn ext4_image(files: &[Vec<u8>]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    std::fs::create_dir_all(tree.join("folder")).unwrap();
+    let names = ["a", "b", "c"].map(|name| tree.join("folder").join(name));
+    files.iter().zip(names).for_each(|(file, name)| std::fs::write(name, file).unwrap());
+    let output = folder.path().join("image.ext4");
+    let (label, seed, epoch) = ("test".to_owned(), "test".to_owned(), FALLBACK_EPOCH);
+    Ext4 { tree: Some(tree), size: 16 << 20, label, seed, epoch }.create(&output).unwrap();
+    std::fs::read(output).unwrap()
+}
+
+#[test]
+fn it_is_told_by_file_and_by_matter_where_the_bytes_of_a_delta_went() {
+    let (one, other) = (program(700), program(300));
+    let kernel = |program: &[_], more| packed(&kernel(program, more));
+    let note = |byte: u8| (0..40_000u32).map(|number| (number * number >> 3) as u8 ^ byte).collect::<Vec<_>>();
+    let old = ext4_image(&[shared_object(&one), kernel(&other, 0), note(0)]);
+    let new = ext4_image(&[shared_object(&next_version(&one)), kernel(&next_version(&other), 4), note(0x5a)]);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&new).unwrap();
+    let spec = DeltaSpec { explain: true, ..DeltaSpec::new(CHUNK as u32, 3) };
+    let (mut index, mut blobs) = (BaseIndex::new(old).unwrap(), Vec::new());
+    let made = encode_image(&mut index, &file, new.len() as u64, spec, &mut blobs, &mut |_| ()).unwrap();
+    let told = made.explanation.unwrap();
+    let of = |path: &str| told.files.iter().find(|file| file.path == path).map(|file| &file.matters).unwrap();
+    assert!(of("folder/a").contains_key(&Matter::Code) && of("folder/a").contains_key(&Matter::Frames));
+    // What was in the unit is the kernel's.
+    assert!(of("folder/b").contains_key(&Matter::Code) && of("folder/b").contains_key(&Matter::Types));
+    assert_eq!(of("folder/c").keys().collect::<Vec<_>>(), [&Matter::Other]);
+    let sum: u64 = told.files.iter().map(|file| file.bytes).sum();
+    assert!(sum.abs_diff(blobs.len() as u64) < 200, "{sum} of {}", blobs.len());
+    let of_matters: u64 = told.matters.iter().filter(|(matter, _)| **matter != Matter::Table).map(|(_, sum)| sum).sum();
+    assert_eq!(of_matters, sum);
+    assert!(told.files.is_sorted_by(|one, next| one.bytes >= next.bytes));
+}
+
 #[test]
 fn files_of_an_ext4_image_are_found_around_their_holes_and_predicted() {
-    let folder = tempfile::tempdir().unwrap();
     let (one, other) = (program(700), program(300));
-    let image = |name: &str, files: [Vec<u8>; 2]| {
-        let tree = folder.path().join(name);
-        std::fs::create_dir(&tree).unwrap();
-        files.iter().zip(["a", "b"]).for_each(|(file, name)| std::fs::write(tree.join(name), file).unwrap());
-        let output = folder.path().join(format!("{name}.ext4"));
-        let (label, seed, epoch) = ("test".to_owned(), "test".to_owned(), FALLBACK_EPOCH);
-        Ext4 { tree: Some(tree), size: 16 << 20, label, seed, epoch }.create(&output).unwrap();
-        let image = std::fs::read(output).unwrap();
+    let image = |files: [Vec<u8>; 2]| {
+        let image = ext4_image(&files);
         let found = ext4::files(&image).unwrap();
         for file in files {
             let there = found.iter().find(|extents| elf::content(&image, extents) == file).unwrap();
@@ -181,8 +213,8 @@ fn files_of_an_ext4_image_are_found_around_their_holes_and_predicted() {
         }
         image
     };
-    let old = image("old", [shared_object(&one), module(&other, 1)]);
-    let new = image("new", [shared_object(&next_version(&one)), module(&next_version(&other), 3)]);
+    let old = image([shared_object(&one), module(&other, 1)]);
+    let new = image([shared_object(&next_version(&one)), module(&next_version(&other), 3)]);
     let plain = round_trip(&old, &new, false, |prediction| prediction);
     let predicted = round_trip(&old, &new, true, |prediction| prediction);
     assert!(predicted.bytes * 2 < plain.bytes, "{} against {}", predicted.bytes, plain.bytes);
@@ -191,6 +223,7 @@ fn files_of_an_ext4_image_are_found_around_their_holes_and_predicted() {
         let mut damaged = new.clone();
         (0..400).for_each(|number| damaged[(seed * 7919 + number * 97) % (600 << 10)] = (seed * 31 + number) as u8);
         let _ = ext4::files(&damaged);
+        let _ = ext4::named_files(&damaged);
         let _ = elf::find(&damaged, &[]);
     }
 }

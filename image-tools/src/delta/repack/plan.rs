@@ -9,7 +9,7 @@
 use super::find::{Found, bytes_of};
 use super::lz4::{self, Sequence};
 use super::{Codec, Part};
-use crate::limits::{MAX_PART_BYTES, MAX_PARTS};
+use crate::limits::{BASE_BLOCK_BYTES, MAX_PART_BYTES, MAX_PARTS};
 
 /// How much of what follows is packed along, tried one after the other: an encoder looks ahead a little.
 const AHEAD: [usize; 3] = [256, 8 << 10, 64 << 10];
@@ -21,6 +21,8 @@ const LEAST_RUN: usize = 256;
 pub(crate) struct Planned {
     pub(crate) part: Part,
     pub(crate) content: Vec<u8>,
+    /// Where the content begins in the image, or behind it in what the units hold.
+    pub(crate) at: u64,
 }
 
 /// A stretch of the new image that holds a part of a unit.
@@ -36,6 +38,8 @@ struct Place {
 #[derive(Default)]
 pub(crate) struct Plan {
     found: Found,
+    /// Where what the units hold begins, if it follows the image at a block.
+    behind: u64,
     places: Vec<Place>,
     /// Of each unit the packed bytes, and their sequences.
     units: Vec<(Vec<u8>, Vec<Sequence>)>,
@@ -43,7 +47,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(found: Found, image: &[u8]) -> Self {
-        let mut plan = Plan { places: Vec::new(), units: Vec::new(), found };
+        let behind = (image.len() as u64).next_multiple_of(BASE_BLOCK_BYTES);
+        let mut plan = Plan { places: Vec::new(), units: Vec::new(), found, behind };
         for (number, unit) in plan.found.units.iter().enumerate() {
             let mut packed = 0;
             for stretch in &unit.stretches {
@@ -59,6 +64,11 @@ impl Plan {
         plan
     }
 
+    /// Where what the units hold begins.
+    pub(crate) fn behind(&self) -> u64 {
+        self.behind
+    }
+
     /// What the units hold.
     pub(crate) fn found(&self) -> &Found {
         &self.found
@@ -68,7 +78,7 @@ impl Plan {
     pub(crate) fn parts(&self, offset: usize, output: &[u8]) -> Option<Vec<Planned>> {
         let end = offset + output.len();
         let first = self.places.partition_point(|place| place.start + place.length <= offset);
-        let mut parts = Parts { output, made: Vec::new(), plain: 0 };
+        let mut parts = Parts { output, offset, made: Vec::new(), plain: 0 };
         let mut at = offset;
         for place in self.places[first..].iter().take_while(|place| place.start < end) {
             let (from, to) = (place.start.max(offset), (place.start + place.length).min(end));
@@ -120,7 +130,8 @@ impl Plan {
             let content = &content[start..content.len().min(reached + ahead)];
             let wanted = &packed[at..end];
             if let Some(part) = tried(content, begin - start, at - place, wanted) {
-                return (Some(Planned { part, content: content.to_vec() }), end);
+                let at = self.behind + (self.found.units[unit].at + start) as u64;
+                return (Some(Planned { part, content: content.to_vec(), at }), end);
             }
         }
         (None, end)
@@ -147,6 +158,8 @@ fn tried(content: &[u8], begin: usize, inside: usize, wanted: &[u8]) -> Option<P
 /// The parts of a chunk so far.
 struct Parts<'o> {
     output: &'o [u8],
+    /// Where that is in the image.
+    offset: usize,
     made: Vec<Planned>,
     /// Bytes behind these that are left as they are.
     plain: usize,
@@ -166,7 +179,7 @@ impl Parts<'_> {
         let content = self.output[done..done + self.plain].to_vec();
         let length = content.len() as u32;
         let part = Part { codec: Codec::Plain, content: length, skip: 0, take: length, rest: 0, pieces: Vec::new() };
-        self.made.push(Planned { part, content });
+        self.made.push(Planned { part, content, at: (self.offset + done) as u64 });
         self.plain = 0;
     }
 }
