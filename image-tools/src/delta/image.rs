@@ -287,7 +287,9 @@ impl NewImage<'_> {
             units.push_to(&mut made.table);
         }
         if is_predicted {
-            made.table.extend(prediction.to_bytes());
+            // Without units there is nothing behind the image that could be predicted.
+            let end = if needs_units { u64::MAX } else { end };
+            made.table.extend(prediction.until(end).to_bytes());
         }
         if let Some(labels) = labels {
             let table = layout::pack(&made.table)?.1.length;

@@ -4,6 +4,7 @@
 //! ```text
 //! seed, number -> Random -> patch | table | delta file | manifest -> damage -> agent's code --+-> same verdict, same bytes,
 //!                                                                    \-> oracle -------------+   in time, without a panic
+//!                        -> delta of real programs ----> damage -> agent's code ----> the right chunk or none, in time
 //! ```
 //! Every case follows from the seed and its number alone, on however many threads, so a finding is replayed by both.
 
@@ -15,6 +16,7 @@ mod pack;
 mod patches;
 mod random;
 mod tables;
+mod transforms;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +30,7 @@ pub use judge::Finding;
 use judge::Outcome;
 use pack::Packer;
 use random::Random;
+use transforms::Pair;
 
 /// How long to fuzz, and what.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +61,8 @@ pub struct Tally {
 /// What came of it all.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// For patches, tables, delta files and manifests.
-    pub tallies: [Tally; 4],
+    /// For each of [`KINDS`].
+    pub tallies: [Tally; 5],
     /// What must not be, with the numbers of the cases.
     pub findings: Vec<(u64, Finding)>,
     /// How long it took.
@@ -67,7 +70,7 @@ pub struct Report {
 }
 
 /// What the tallies are of.
-pub const KINDS: [&str; 4] = ["patches", "tables", "files", "manifests"];
+pub const KINDS: [&str; 5] = ["patches", "tables", "files", "manifests", "transforms"];
 /// So many cases in a row are made by one thread, and share two images.
 const FAMILY: u64 = 500;
 /// With more findings than this, going on tells nothing.
@@ -123,16 +126,21 @@ fn run_family(seed: u64, numbers: std::ops::Range<u64>, report: &mut Report) {
         Ok(family) => family,
         Err(finding) => return report.findings.push((numbers.start, finding)),
     };
+    let pair = match Pair::new(&mut Random::new(seed, numbers.start / FAMILY)) {
+        Ok(pair) => pair,
+        Err(finding) => return report.findings.push((numbers.start, finding)),
+    };
     let mut tools = Tools { patcher: Patcher::default(), packer: Packer::new() };
     for number in numbers {
         let mut random = Random::new(seed, number);
         let kind = match random.below(20) {
             0..9 => 0,
             9..16 => 1,
-            16..19 => 2,
-            _ => 3,
+            16..18 => 2,
+            18 => 3,
+            _ => 4,
         };
-        let case = AssertUnwindSafe(|| run_case(kind, &family, &mut tools, &mut random));
+        let case = AssertUnwindSafe(|| run_case(kind, (&family, &pair), &mut tools, &mut random));
         match catch_unwind(case).unwrap_or_else(|_| Err(Finding::new("panicked", ""))) {
             Ok(outcome) => {
                 if let Some(tally) = report.tallies.get_mut(kind) {
@@ -150,12 +158,18 @@ struct Tools {
     packer: Packer,
 }
 
-fn run_case(kind: usize, family: &Family, tools: &mut Tools, random: &mut Random) -> Result<Outcome, Finding> {
+fn run_case(
+    kind: usize,
+    (family, pair): (&Family, &Pair),
+    tools: &mut Tools,
+    random: &mut Random,
+) -> Result<Outcome, Finding> {
     match kind {
         0 => patches::run(&mut tools.patcher, &mut tools.packer, random),
         1 => tables::run(random),
         2 => files::run(family, &mut tools.packer, random),
-        _ => manifests::run(random),
+        3 => manifests::run(random),
+        _ => transforms::run(pair, random),
     }
 }
 

@@ -65,9 +65,7 @@ pub(crate) fn named_files(bytes: &[u8]) -> Option<Vec<(String, Vec<Extent>)>> {
             content.extend_from_slice(bytes.get(start..)?.get(..usize::try_from(extent.length).ok()?)?);
         }
         let mut rest = content.as_slice();
-        while let (Some(number), Some(length), Some(&[name_length, _])) =
-            (u32_at(rest, 0), u16_at(rest, 4), rest.get(6..8).and_then(|two| two.as_array::<2>()))
-        {
+        while let (Some(number), Some(length), Some(&name_length)) = (u32_at(rest, 0), u16_at(rest, 4), rest.get(6)) {
             let name = rest.get(8..8 + usize::from(name_length)).unwrap_or_default();
             // Each inode is taken once, so a loop of folders ends, and of several names of a file one is told.
             if name != b"."

@@ -93,6 +93,13 @@ impl Prediction {
         self.areas.is_empty()
     }
 
+    /// What it says of the image before `end`.
+    pub(crate) fn until(&self, end: u64) -> Self {
+        let mut until = self.clone();
+        until.areas.retain(|area| area.end() <= end);
+        until
+    }
+
     /// Replaces the references in `source`, which is the base image's `ranges` one after the other.
     pub fn apply(&self, ranges: &[BaseRange], source: &mut [u8]) {
         let mut rest = source;

@@ -177,10 +177,22 @@ fn ext4_image(files: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[test]
+fn where_no_units_are_told_nothing_behind_the_image_is_predicted() {
+    let (old, new) = pair();
+    let end = old.len() as u64;
+    let prediction = round_trip(&old, &new, true, |prediction| prediction).prediction.unwrap();
+    assert!(prediction.areas.last().unwrap().start >= end);
+    assert!(Prediction::parse(&prediction.to_bytes(), end).is_err());
+    let until = prediction.until(end);
+    assert!(!until.is_empty() && until.areas.iter().all(|area| area.end() <= end));
+    assert_eq!(Prediction::parse(&until.to_bytes(), end), Ok(until));
+}
+
+#[test]
 fn it_is_told_by_file_and_by_matter_where_the_bytes_of_a_delta_went() {
     let (one, other) = (program(700), program(300));
     let kernel = |program: &[_], more| packed(&kernel(program, more));
-    let note = |byte: u8| (0..40_000u32).map(|number| (number * number >> 3) as u8 ^ byte).collect::<Vec<_>>();
+    let note = |byte: u8| (0..40_000u32).map(|number| ((number * number) >> 3) as u8 ^ byte).collect::<Vec<_>>();
     let old = ext4_image(&[shared_object(&one), kernel(&other, 0), note(0)]);
     let new = ext4_image(&[shared_object(&next_version(&one)), kernel(&next_version(&other), 4), note(0x5a)]);
     let mut file = tempfile::tempfile().unwrap();
