@@ -87,16 +87,16 @@ impl Stage {
         self.server.limit_bandwidth(Some(bundle.delta() / SLOWED_TO_SECONDS));
         let wire = Wire::begin(&self.server);
         self.install(name)?;
-        self.wait_for_sent(&wire, bundle.head() + bundle.delta() / 2)?;
+        let first = self.wait_for_fetched(bundle.head() + bundle.delta() / 2)?;
         self.machine.kill()?;
         self.server.drop_connections();
         self.server.limit_bandwidth(None);
-        let first = wire.bytes(&self.server);
-        self.say("power", "QEMU is killed".into(), &format!("{} are over the wire", mebibytes(first)));
+        let sent = wire.bytes(&self.server);
+        let way = format!("{} are over the wire, {} are with the agent", mebibytes(sent), mebibytes(first));
+        self.say("power", "QEMU is killed".into(), &way);
 
         self.finishes_by_itself(&before, &system.version)?;
-        let sent = wire.bytes(&self.server);
-        let second = sent.saturating_sub(first);
+        let second = wire.bytes(&self.server).saturating_sub(sent);
         let transfer = self.transfer(&system.version)?;
         self.tell_bytes(&bundle, second)?;
         let most = bundle.delta() + CHECKPOINT + wire.openings(&self.server) * bundle.head().max(WINDOW);
@@ -107,7 +107,9 @@ impl Stage {
         );
         ensure!(transfer.kept > 0, "nothing was kept: {transfer:?}");
         ensure!(transfer.healed == 0, "nothing was written to, and yet: {transfer:?}");
-        ensure!(sent <= most, "{first} and {second} bytes were sent, {most} are enough");
+        // What was still on its way when the power went is nobody's.
+        let all = first + transfer.fetched;
+        ensure!(all <= most, "{first} and {} bytes were fetched, {most} are enough", transfer.fetched);
         is_near(second, transfer.fetched)
     }
 
@@ -152,15 +154,19 @@ impl Stage {
         Ok(serde_json::from_value(transfer.clone())?)
     }
 
-    fn wait_for_sent(&mut self, wire: &Wire, bytes: u64) -> Result<()> {
+    /// Waits until the agent has taken so many bytes from the source, and says how many it has.
+    fn wait_for_fetched(&mut self, bytes: u64) -> Result<u64> {
         let until = Instant::now() + PATIENCE;
-        while wire.bytes(&self.server) < bytes {
-            ensure!(Instant::now() < until, "{} bytes of {bytes} were fetched", wire.bytes(&self.server));
+        loop {
+            let status = self.status()?;
+            let fetched = status.pointer("/progress/fetched_bytes").and_then(Value::as_u64).unwrap_or_default();
+            if fetched >= bytes {
+                ensure!(text_at(&status, "/state") == "preparing", "the middle was missed: {status}");
+                return Ok(fetched);
+            }
+            ensure!(Instant::now() < until, "{fetched} bytes of {bytes} were fetched");
             std::thread::sleep(Duration::from_millis(50));
         }
-        let status = self.status()?;
-        ensure!(text_at(&status, "/state") == "preparing", "the middle was missed: {status}");
-        Ok(())
     }
 }
 
