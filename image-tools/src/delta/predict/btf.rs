@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::entries;
 use super::map::Space;
-use super::scan::{Anchor, Context, Kind, Reference, u16_at, u32_at};
+use super::scan::{Context, Kind, Reference, u16_at, u32_at};
 
 const MAGIC: u16 = 0xeb9f;
 
@@ -54,7 +54,7 @@ impl Walk<'_> {
             Word::Type => Space::Type,
         };
         if value != 0 {
-            (self.visit)(self.bytes, Reference { at, width: 4, space, target: value, anchor: Anchor::Fixed });
+            (self.visit)(self.bytes, Reference::fixed(at, 4, space, value));
         }
         Some(())
     }

@@ -37,8 +37,7 @@ pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMu
             && let Some(value) = u32_at(bytes, at + 2)
             && let Some(target) = context.inside(i64::from(value as i32).cast_unsigned())
         {
-            let (at_field, space, anchor) = (at + 2, Space::Address, Anchor::Fixed);
-            visit(bytes, Reference { at: at_field, width: 4, space, target, anchor });
+            visit(bytes, Reference::fixed(at + 2, 4, Space::Address, target));
             at += 6;
             continue;
         }
@@ -58,7 +57,7 @@ pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMu
             at += 1;
             continue;
         };
-        visit(bytes, Reference { at: field, width: 4, space: Space::Address, target, anchor: Anchor::Place });
+        visit(bytes, Reference { anchor: Anchor::Place, ..Reference::fixed(field, 4, Space::Address, target) });
         at = field + 4;
     }
 }

@@ -300,6 +300,7 @@ fn matter(header: &Header) -> Matter {
 /// `SHT_NOBITS`.
 const NOTHING_STORED: u32 = 8;
 const X86_64: u16 = 62;
+const ARM64: u16 = 183;
 
 /// Tables of a kernel whose words say where something is, relative to themselves.
 const RELATIVE_TABLES: [&[u8]; 12] = [
@@ -337,7 +338,11 @@ fn kind(header: &Header, all: &[Header], form: &Form) -> Option<Kind> {
         _ if header.flags & EXECUTABLE != 0 => {
             let linked = if form.is_fixed { Kind::FixedCode } else { Kind::Code };
             let kind = if is_object { Kind::ObjectCode } else { linked };
-            (form.machine == X86_64).then_some(kind)
+            match form.machine {
+                X86_64 => Some(kind),
+                ARM64 => (!is_object).then_some(Kind::Arm64Code),
+                _ => None,
+            }
         }
         _ if is_object => None,
         _ if form.is_kernel && RELATIVE_TABLES.iter().any(|table| name.starts_with(table)) => Some(Kind::RelativeWords),

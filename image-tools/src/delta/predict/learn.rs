@@ -10,8 +10,8 @@ use super::entries::{self, Table};
 use super::ext4::Extent;
 use super::fit::Votes;
 use super::map::{self, Piece, Space};
-use super::scan::{self, Anchor, Context, Kind, Reference, SECTION_BITS, u16_at, u32_at, u64_at};
-use super::{Area, ElfFile, Prediction, Section, btf};
+use super::scan::{self, Anchor, Context, Kind, Operand, Reference, SECTION_BITS, u16_at, u32_at, u64_at};
+use super::{Area, ElfFile, Prediction, Section, arm64, btf};
 use crate::limits::{MAX_AREAS, MAX_PIECES, MAX_PREDICTED_FILES, MAX_SECTION_SYMBOLS};
 
 /// A stretch of the new image that is nearly that of the old one.
@@ -281,13 +281,14 @@ impl Look<'_> {
         if !same_section(context, bytes, reference, now, (&self.new_symbols, &self.numbers)) {
             return None;
         }
-        let by = change(bytes, reference, now)?;
+        let there_now = new_base.wrapping_add((there - target.at) as u32);
+        let by = change(context, bytes, reference, now, there_now)?;
         let by = if reference.anchor.is_backwards() { by.wrapping_neg() } else { by };
         let anchor = match reference.anchor {
             Anchor::Fixed | Anchor::FixedUntil => None,
             Anchor::Place | Anchor::Until => {
                 let before = context.address(reference.at);
-                Some((before, new_base.wrapping_add((there - target.at) as u32).wrapping_sub(before) as i32))
+                Some((before, there_now.wrapping_sub(before) as i32))
             }
             Anchor::Base => Some((context.base, new_base.wrapping_sub(context.base) as i32)),
         };
@@ -356,13 +357,28 @@ fn same_section(
     }
 }
 
-/// How much was added to a field.
-fn change(old: &[u8], reference: &Reference, (new, there): (&[u8], usize)) -> Option<i32> {
-    if reference.width == 8 {
-        let by = u64_at(new, there)?.wrapping_sub(u64_at(old, reference.at)?);
-        return i32::try_from(by as i64).ok();
+/// How much was added to a field that is at the address `place` now; `None` where that cannot be told.
+fn change(
+    context: &Context<'_>,
+    old: &[u8],
+    reference: &Reference,
+    (new, there): (&[u8], usize),
+    place: u32,
+) -> Option<i32> {
+    let at = reference.at;
+    match reference.operand {
+        Operand::Plain if reference.width == 8 => {
+            i32::try_from(u64_at(new, there)?.wrapping_sub(u64_at(old, at)?) as i64).ok()
+        }
+        Operand::Plain => Some(u32_at(new, there)?.wrapping_sub(u32_at(old, at)?) as i32),
+        Operand::Branch => Some(arm64::distance(u32_at(new, there)?).wrapping_sub(arm64::distance(u32_at(old, at)?))),
+        Operand::Page => {
+            let before = reference.target.wrapping_sub(context.address(at)).cast_signed();
+            Some(arm64::pair_distance(new, there, place)?.wrapping_sub(before))
+        }
+        // The page of it is not known here.
+        Operand::Low(_) => None,
     }
-    Some(u32_at(new, there)?.wrapping_sub(u32_at(old, reference.at)?) as i32)
 }
 
 /// Puts a prediction together.

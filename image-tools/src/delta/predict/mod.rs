@@ -11,11 +11,13 @@
 //! | [`map`] | where addresses went |
 //! | [`scan`] | references in the sections of ELF files |
 //! | [`code`] | references in x86-64 instructions |
+//! | [`arm64`] | references in aarch64 instructions |
 //! | [`btf`] | references in the type information of Linux |
 //! | [`side`] | the prediction's bytes at the end of a delta table |
 //! | [`ext4`], [`elf`] | finds files in an image, and their sections (host) |
 //! | [`learn`], [`entries`], [`fit`] | finds out where addresses went (host) |
 
+pub(crate) mod arm64;
 pub(crate) mod btf;
 pub(crate) mod code;
 pub(crate) mod elf;
@@ -28,7 +30,7 @@ pub(crate) mod scan;
 pub(crate) mod side;
 
 use self::map::{Piece, Space, Span};
-use self::scan::{Anchor, Context, Kind, Reference};
+use self::scan::{Anchor, Context, Kind, Operand, Reference, u32_at};
 use super::table::BaseRange;
 
 /// What is known about the executables of a base image and where their parts went.
@@ -157,10 +159,23 @@ impl Prediction {
             Anchor::Place | Anchor::Until => address(context.address(reference.at)),
             Anchor::Base => address(context.base),
         };
-        let by = self.shift(file, reference.space, reference.target).wrapping_sub(anchor);
+        let target = self.shift(file, reference.space, reference.target);
+        let by = target.wrapping_sub(anchor);
         let by = if reference.anchor.is_backwards() { by.wrapping_neg() } else { by };
-        if by != 0 {
-            add(bytes, &reference, by);
+        let Some(field) = bytes.get_mut(reference.at..) else { return };
+        let word = u32_at(field, 0).unwrap_or_default();
+        let now = reference.target.wrapping_add_signed(target);
+        let word = match reference.operand {
+            Operand::Plain => return add(field, reference.width, by),
+            Operand::Branch => arm64::with_distance(word, arm64::distance(word).wrapping_add(by)),
+            Operand::Page => {
+                let place = context.address(reference.at).wrapping_add_signed(anchor);
+                arm64::page_to(word, place, now)
+            }
+            Operand::Low(scale) => arm64::low_to(word, scale, now),
+        };
+        if let Some(field) = field.first_chunk_mut::<4>() {
+            *field = word.to_le_bytes();
         }
     }
 
@@ -177,14 +192,13 @@ impl Prediction {
     }
 }
 
-/// Adds to a field.
-pub(crate) fn add(bytes: &mut [u8], reference: &Reference, by: i32) {
-    let Some(rest) = bytes.get_mut(reference.at..) else { return };
-    if reference.width == 8 {
-        if let Some(field) = rest.first_chunk_mut::<8>() {
+/// Adds to the field at the head of `bytes`.
+fn add(bytes: &mut [u8], width: usize, by: i32) {
+    if width == 8 {
+        if let Some(field) = bytes.first_chunk_mut::<8>() {
             *field = u64::from_le_bytes(*field).wrapping_add_signed(i64::from(by)).to_le_bytes();
         }
-    } else if let Some(field) = rest.first_chunk_mut::<4>() {
+    } else if let Some(field) = bytes.first_chunk_mut::<4>() {
         *field = u32::from_le_bytes(*field).wrapping_add_signed(by).to_le_bytes();
     }
 }

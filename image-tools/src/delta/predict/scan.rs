@@ -5,7 +5,7 @@
 //! Linux Standard Base (`.eh_frame`), and Linux (`__versions`, BTF).
 
 use super::map::Space;
-use super::{btf, code};
+use super::{arm64, btf, code};
 
 /// What an area of the base image holds, and so how references are found in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,11 +46,13 @@ pub(crate) enum Kind {
     TypeRecords,
     /// Words of four bytes, some of which are addresses: with all bits inverted, counted from the file's lowest one.
     Complements,
+    /// aarch64 instructions.
+    Arm64Code,
 }
 
 impl Kind {
     /// All of them; a kind's place is its number in the format.
-    pub(crate) const ALL: [Kind; 18] = [
+    pub(crate) const ALL: [Kind; 19] = [
         Kind::Code,
         Kind::ObjectCode,
         Kind::Frames,
@@ -69,6 +71,7 @@ impl Kind {
         Kind::LowWords,
         Kind::TypeRecords,
         Kind::Complements,
+        Kind::Arm64Code,
     ];
 }
 
@@ -112,6 +115,19 @@ impl Anchor {
     }
 }
 
+/// How a field holds a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operand {
+    /// As a little-endian number.
+    Plain,
+    /// In an aarch64 branch.
+    Branch,
+    /// In an `ADRP` of aarch64: the page of the target.
+    Page,
+    /// In the instruction behind one: the rest, in units of this power of two.
+    Low(u8),
+}
+
 /// A field that says where something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reference {
@@ -123,11 +139,13 @@ pub(crate) struct Reference {
     pub(crate) space: Space,
     pub(crate) target: u32,
     pub(crate) anchor: Anchor,
+    pub(crate) operand: Operand,
 }
 
 impl Reference {
-    fn fixed(at: usize, width: usize, space: Space, target: u32) -> Self {
-        Reference { at, width, space, target, anchor: Anchor::Fixed }
+    /// A number that is counted from something that does not move.
+    pub(crate) fn fixed(at: usize, width: usize, space: Space, target: u32) -> Self {
+        Reference { at, width, space, target, anchor: Anchor::Fixed, operand: Operand::Plain }
     }
 }
 
@@ -135,6 +153,7 @@ impl Reference {
 pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mut [u8], Reference)) {
     match context.kind {
         Kind::Code | Kind::ObjectCode | Kind::FixedCode => code::scan(context, bytes, visit),
+        Kind::Arm64Code => arm64::scan(context, bytes, visit),
         Kind::Frames => frames(context, bytes, visit),
         Kind::FrameIndex => frame_index(context, bytes, visit),
         Kind::Relocations | Kind::ObjectRelocations | Kind::ObjectCodeRelocations => {
@@ -190,7 +209,7 @@ const ENTRY_BYTES: usize = 24;
 const VERSION_BYTES: usize = 64;
 
 /// Calls `visit` with the place of each whole entry of `size` bytes, counted from the section's beginning.
-fn each(context: &Context<'_>, length: usize, size: usize, mut visit: impl FnMut(usize)) {
+pub(crate) fn each(context: &Context<'_>, length: usize, size: usize, mut visit: impl FnMut(usize)) {
     let before = context.skip as usize % size;
     let first = if before == 0 { 0 } else { size - before };
     let mut at = first;
@@ -294,7 +313,7 @@ fn half_words(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mu
             _ => (context.relative(context.address(at), value), Anchor::Place),
         };
         if let Some(target) = target {
-            visit(bytes, Reference { at, width: 4, space: Space::Address, target, anchor });
+            visit(bytes, Reference { anchor, ..Reference::fixed(at, 4, Space::Address, target) });
         }
     });
 }
@@ -319,16 +338,16 @@ fn frames(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mut [u
             at += 4;
             continue;
         };
-        let before = Reference { at: at - 4, width: 4, space: Space::Address, target: 0, anchor: Anchor::Until };
+        let before = Reference { anchor: Anchor::Until, ..Reference::fixed(at - 4, 4, Space::Address, 0) };
         visit(bytes, Reference { target: here.wrapping_sub(4).wrapping_sub(common), ..before });
-        visit(bytes, Reference { at, width: 4, space: Space::Address, target, anchor: Anchor::Place });
+        visit(bytes, Reference { anchor: Anchor::Place, ..Reference::fixed(at, 4, Space::Address, target) });
         // A table of exceptions, where the frame has four bytes of extra data.
         if bytes.get(at.saturating_add(8)) == Some(&4)
             && let Some(table) = u32_at(bytes, at + 9).filter(|table| *table != 0)
             && let Some(target) = context.relative(context.address(at + 9), table)
         {
             let anchor = Anchor::Place;
-            visit(bytes, Reference { at: at + 9, width: 4, space: Space::Address, target, anchor });
+            visit(bytes, Reference { anchor, ..Reference::fixed(at + 9, 4, Space::Address, target) });
         }
         // The next one's function is eight bytes behind its beginning.
         at = at.saturating_add(length as usize).saturating_add(4);
@@ -345,7 +364,7 @@ fn frame_index(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&m
         }
         let target = u32_at(bytes, at).and_then(|value| context.relative(context.base, value));
         if let Some(target) = target {
-            visit(bytes, Reference { at, width: 4, space: Space::Address, target, anchor: Anchor::Base });
+            visit(bytes, Reference { anchor: Anchor::Base, ..Reference::fixed(at, 4, Space::Address, target) });
         }
     });
 }

@@ -114,6 +114,34 @@ pub(crate) fn shared_object(program: &[Function]) -> Vec<u8> {
     )
 }
 
+/// A shared object for aarch64: calls, and addresses of words of data in two instructions.
+pub(crate) fn arm64_shared_object(program: &[Function]) -> Vec<u8> {
+    let starts = starts(program);
+    let mut text: Vec<u8> = Vec::new();
+    for function in program {
+        let put = |text: &mut Vec<u8>, at: usize, word: u32| text[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        text.resize(starts[&function.name] as usize, 0);
+        let start = text.len();
+        text.extend(0xd503_201f_u32.to_le_bytes().repeat(function.length.div_ceil(4)));
+        for (number, call) in function.calls.iter().enumerate() {
+            let at = start + 16 + number * 24;
+            let distance = (starts[call] as i64 - at as i64) / 4;
+            put(&mut text, at, 0x9400_0000 | distance as u32 & 0x3ff_ffff);
+            let word = DATA + 8 * starts.keys().position(|name| name == call).unwrap() as u64;
+            let pages = (word >> 12) as i64 - ((TEXT + at as u64 + 4) >> 12) as i64;
+            let (high, low) = ((pages >> 2) as u32 & 0x7_ffff, pages as u32 & 3);
+            put(&mut text, at + 4, 0x9000_0003 | low << 29 | high << 5);
+            let second = if number % 2 == 0 { 0x9100_0063 } else { 0xf940_0063 };
+            let unit = if number % 2 == 0 { 0 } else { 3 };
+            put(&mut text, at + 8, second | (word as u32 & 0xfff) >> unit << 10);
+        }
+    }
+    let data = starts.values().flat_map(|start| (TEXT + start).to_le_bytes()).collect();
+    let mut made = file(3, vec![section(".text", 1, 6, TEXT, text), section(".data", 1, 3, DATA, data)]);
+    made[18..20].copy_from_slice(&183u16.to_le_bytes());
+    made
+}
+
 /// Where each function begins in the code.
 fn starts(program: &[Function]) -> std::collections::BTreeMap<u32, u64> {
     let mut at = 0u64;
