@@ -119,6 +119,12 @@ impl Backend {
             Backend::Custom => "custom",
         }
     }
+
+    /// The role of the partitions that the loader itself starts, where it cannot do without them.
+    #[must_use]
+    pub fn needs_role(self) -> Option<&'static str> {
+        (self == Backend::RpiTryboot).then_some("boot")
+    }
 }
 
 fn auto<S: serde::Serializer>(backend: &Option<Backend>, serializer: S) -> Result<S::Ok, S::Error> {

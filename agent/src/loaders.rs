@@ -39,8 +39,6 @@ use crate::paths::Paths;
 
 /// How long an integrator's program may take.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(30);
-/// The role of the partitions that the Raspberry Pi's firmware starts.
-const BOOT_ROLE: &str = "boot";
 /// The role of the partitions that a ChromeOS-style loader starts, where they are not the roots.
 const KERNEL_ROLE: &str = "kernel";
 /// A `fw_env.config` is shorter, in bytes.
@@ -204,7 +202,8 @@ impl Loader {
             Backend::Efi => Box::new(EfiBackend::new(self.paths.firmware_variables())),
             Backend::Gpt => Box::new(self.gpt()?),
             Backend::RpiTryboot => {
-                let partitions = self.both(BOOT_ROLE, |slot| slot.partition).ok_or(TrybootError::NoSlots)?;
+                let partitions = backend.needs_role().and_then(|role| self.both(role, |slot| slot.partition));
+                let partitions = partitions.ok_or(TrybootError::NoSlots)?;
                 let this_boot = ThisBoot { boot_id: self.paths.boot_id(), bootloader: self.paths.firmware_start() };
                 Box::new(TrybootBackend::new(&directory, partitions, this_boot))
             }

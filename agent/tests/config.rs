@@ -155,6 +155,19 @@ fn one_slot_cannot_be_used_twice_and_each_group_needs_one() {
 }
 
 #[test]
+fn a_loader_that_starts_partitions_of_its_own_needs_them_named() {
+    let found = faults("[boot]\nbackend = \"rpi-tryboot\"");
+    let hint = "name each group's boot partition: `[slots.boot]`, `a = \"partnum:2\"`, `b = \"partnum:3\"`";
+    let missing = "config.missing-key boot.backend is rpi-tryboot, and [slots.boot] is missing";
+    assert_eq!(found, [format!("config.toml:2:11 {missing} | {hint}")]);
+    let slots = "[slots.boot]\na = \"partnum:2\"\nb = \"partnum:3\"\n";
+    load(&[("config.toml", &format!("[boot]\nbackend = \"rpi-tryboot\"\n{slots}{SLOTS}"))]).unwrap();
+    for other in ["auto", "grub", "systemd-boot", "uboot", "efi", "gpt"] {
+        load(&[("config.toml", &format!("[boot]\nbackend = \"{other}\"\n{SLOTS}"))]).unwrap();
+    }
+}
+
+#[test]
 fn text_that_is_no_toml_is_refused_where_it_breaks() {
     let found = faults("[boot\ntries = 3");
     assert!(found[0].starts_with("config.toml:1:6 config.syntax"), "{found:?}");

@@ -3,6 +3,7 @@
 use std::path::absolute;
 use std::time::Duration;
 
+use bascule_boot::tryboot::TrybootError;
 use bascule_core::Blocker;
 use serde::Serialize;
 
@@ -13,7 +14,7 @@ use super::progress::Reporter;
 use super::text::{Paint, clean, json_line, json_pretty, out, table};
 use super::{Cli, ConfigVerb, Exit, HooksVerb, Options, Verb, explain, hooks, show, show_lists, upload};
 use crate::api::{AllowRequest, HistoryLine};
-use crate::config::{self, Config};
+use crate::config::{Backend, Config};
 use crate::loaders;
 use crate::paths::Paths;
 use crate::shared::Answer;
@@ -233,26 +234,36 @@ fn config_detect(options: &Options) -> Exit {
     let Ok(config) = Config::load(&paths) else { return config_check(options) };
     let marks = loaders::look(&paths, &config.boot);
     let found: Vec<&str> = marks.iter().filter(|mark| mark.found).map(|mark| mark.backend.name()).collect();
-    let configured = config.boot.backend.map(config::Backend::name);
-    let used = configured.or(match found.as_slice() {
-        [only] => Some(*only),
+    let configured = config.boot.backend;
+    let only = match marks.iter().filter(|mark| mark.found).collect::<Vec<_>>().as_slice() {
+        [only] => Some(only.backend),
         _ => None,
-    });
+    };
+    let used = configured.or(only);
+    // Where the configuration names the loader, this is a fault of the configuration.
+    let lacks = used.and_then(Backend::needs_role).filter(|role| !config.slots.contains_key(*role));
+    let name = |backend: Option<Backend>| backend.map(Backend::name);
     if options.json {
-        json_pretty(&serde_json::json!({ "used": used, "configured": configured, "loaders": marks }));
+        let (used, configured) = (name(used), name(configured));
+        json_pretty(
+            &serde_json::json!({ "used": used, "configured": configured, "loaders": marks, "lacks_slots": lacks }),
+        );
     } else {
         for mark in &marks {
             let sign = if mark.found { "found" } else { "-" };
             out(&format!("{:12}  {sign:5}  {}", mark.backend.name(), clean(&mark.why)));
         }
-        match (configured, used) {
+        match (name(configured), name(used)) {
             (Some(configured), _) => out(&format!("used: {configured}, as `backend` under [boot] says")),
             (None, Some(used)) => out(&format!("used: {used}, the only one that is found")),
             (None, None) if found.is_empty() => out("none is found: is the boot partition mounted?"),
             (None, None) => out(&format!("{} are found: set `backend` under [boot] to one", found.join(" and "))),
         }
+        if let Some(role) = lacks {
+            out(&format!("[slots.{role}] is missing: {}", TrybootError::NoSlots.hint()));
+        }
     }
-    if used.is_some() { Exit::Done } else { Exit::Failed }
+    if used.is_some() && lacks.is_none() { Exit::Done } else { Exit::Failed }
 }
 
 /// One thing that `check` looked at.

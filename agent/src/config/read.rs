@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bascule_boot::tryboot::TrybootError;
 use bascule_core::Tries;
 use bascule_hooks::KeepList;
 
 use super::reader::{Reader, Section};
-use super::tree::{Files, Table};
+use super::tree::{Files, Table, Value};
 use super::{
     ActivateConfig, ApiConfig, Backend, BackupConfig, BootConfig, Config, DEFAULT_CORES, DeviceConfig, Fault,
     HealthConfig, HooksConfig, LockPolicy, LogConfig, LogLevel, MAX_CORES, PrepareConfig, RETRY_WAIT_LIMIT, SlotPair,
@@ -80,6 +81,7 @@ pub(super) fn config(table: &Table, files: &Files, faults: Vec<Fault>) -> Result
     let [activate_section, health_section, hooks_section] = [section("activate"), section("health"), section("hooks")];
     let [api_section, log_section, backup_section] = [section("api"), section("log"), section("backup")];
     let slots_section = reader.table(&top, "slots");
+    boot_slots(&mut reader, &boot_section, &slots_section);
     let config = Config {
         device: device(&mut reader, &device_section),
         boot: boot(&mut reader, &boot_section),
@@ -125,6 +127,19 @@ fn boot(reader: &mut Reader<'_>, section: &Section<'_>) -> BootConfig {
         program,
         keep_files: reader.list(section, "keep_files", is_glob, GLOB_SHAPE).unwrap_or_default(),
         tries: tries.and_then(|n| Tries::new(u8::try_from(n).ok()?).ok()).unwrap_or(Tries::DEFAULT),
+    }
+}
+
+/// A loader that starts partitions of its own is of no use without them.
+fn boot_slots(reader: &mut Reader<'_>, boot: &Section<'_>, slots: &Section<'_>) {
+    let named = boot.entry("backend").and_then(|entry| match &entry.value {
+        Value::Text(name) => Some((entry.at, Backend::ALL.into_iter().find(|backend| backend.name() == name)?)),
+        _ => None,
+    });
+    let Some((place, backend)) = named else { return };
+    if let Some(role) = backend.needs_role().filter(|role| slots.entry(role).is_none()) {
+        let message = format!("boot.backend is {}, and [slots.{role}] is missing", backend.name());
+        reader.fault("config.missing-key", place, message, TrybootError::NoSlots.hint());
     }
 }
 

@@ -275,6 +275,28 @@ fn config_check_needs_no_daemon_and_points_at_the_fault() {
 }
 
 #[test]
+fn config_detect_says_what_a_loader_that_is_found_still_lacks() {
+    let root = tempfile::TempDir::new().unwrap();
+    let put = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let slots = "[slots.root]\na = \"x\"\nb = \"y\"\n";
+    put("boot/efi/autoboot.txt", "[all]\ntryboot_a_b=1\n");
+    let detect = |text: &str| {
+        put("etc/bascule/config.toml", text);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bascule"));
+        ended(command.arg("--root").arg(root.path()).args(["config", "detect"]).output().unwrap())
+    };
+    let (code, out, _) = detect(slots);
+    let used = "used: rpi-tryboot, the only one that is found\n";
+    assert!(code == 1 && out.contains(&format!("{used}[slots.boot] is missing: name each group's")), "{code} {out}");
+    let (code, out, _) = detect(&format!("{slots}[slots.boot]\na = \"v\"\nb = \"w\"\n"));
+    assert!(code == 0 && out.ends_with(used), "{code} {out}");
+}
+
+#[test]
 fn check_lists_what_is_well_and_what_is_in_the_way() {
     let device = Device::start();
     let (code, out, _) = bascule(&device, &["check"]);
