@@ -62,6 +62,20 @@ pub enum BootError {
         /// What is wrong with them.
         damage: String,
     },
+    /// Both copies of U-Boot's environment are lost, and what it begins with is not known.
+    #[error(
+        "the boot settings in {} are damaged ({damage}), and there is no {} with a bootcmd to make them anew from",
+        .path.display(),
+        .initial.display()
+    )]
+    NoInitialEnvironment {
+        /// The first copy.
+        path: PathBuf,
+        /// What is wrong with it.
+        damage: String,
+        /// The file that has to be there.
+        initial: PathBuf,
+    },
     /// Other people's variables leave no room for ours: in GRUB's environment block, all of which must lie in its first 512
     /// bytes, or in U-Boot's environment.
     #[error("the variables of others in {} leave no room for ours", .path.display())]
@@ -117,6 +131,7 @@ impl BootError {
             BootError::ReadBack { .. } => "boot.read-back",
             BootError::Damaged { .. } => "boot.damaged",
             BootError::BeyondRepair { .. } => "boot.beyond-repair",
+            BootError::NoInitialEnvironment { .. } => "boot.no-initial-env",
             BootError::NoRoom { .. } => "boot.no-room",
             BootError::NoGoodGroup { .. } => "boot.no-good-group",
             BootError::NoLoader { .. } => "boot.no-loader",
@@ -142,6 +157,13 @@ impl BootError {
             BootError::Damaged { .. } => "the daemon rebuilds them by itself at its next look".into(),
             BootError::BeyondRepair { .. } => {
                 "put it right by hand: docs/loaders.md says what has to be there, and nothing was changed".into()
+            }
+            BootError::NoInitialEnvironment { initial, .. } => {
+                format!(
+                    "put the environment that this U-Boot was built with there as {} (its build makes the file): the daemon \
+                     then makes the settings anew by itself",
+                    initial.display()
+                )
             }
             BootError::NoRoom { path } => {
                 let path = path.display();
@@ -176,6 +198,7 @@ impl BootError {
             BootError::Environment(error) => error.disposition(),
             BootError::ReadBack { .. }
             | BootError::BeyondRepair { .. }
+            | BootError::NoInitialEnvironment { .. }
             | BootError::NoRoom { .. }
             | BootError::NoGoodGroup { .. } => Disposition::Person,
             BootError::Efi(error) => error.disposition(),

@@ -40,7 +40,7 @@ pub mod sdboot;
 pub mod tryboot;
 pub mod uboot;
 
-use bascule_core::{BootView, BootedGroup, TargetGroup, Tries};
+use bascule_core::{BootView, BootedGroup, TargetGroup, Tries, Warning};
 pub use custom::CustomBackend;
 pub use efi::EfiBackend;
 pub use error::BootError;
@@ -97,6 +97,15 @@ pub trait BootBackend: Send + Sync {
     /// [`BootError::NoGoodGroup`] when the opposite group is not good; with damaged settings, when the fallback does not
     /// name it.
     fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError>;
+
+    /// Of settings that are kept twice, the copy that is damaged while the loader goes by the other one; `None` where both are
+    /// whole, where settings are not kept twice, and where the settings as such are damaged: then [`view`](Self::view) says so.
+    ///
+    /// # Errors
+    /// As those of [`view`](Self::view).
+    fn damaged_copy(&self) -> Result<Option<Warning>, BootError> {
+        Ok(None)
+    }
 
     /// What the reboot has to be called with for the loader to start the armed target; `None` for most loaders, and where
     /// nothing is armed. Asked last of all before the reboot: where the loader keeps no count, this is the count.

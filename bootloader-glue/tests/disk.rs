@@ -225,7 +225,11 @@ fn claim_j6_one_damaged_copy_of_the_table_is_told_and_the_whole_one_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let (sysfs, disk) = machine(dir.path(), "vda", SLOT).unwrap();
         damage(&disk.image(dir.path()), place, b"damaged");
-        assert_eq!(locate(&sysfs, &slots()).unwrap().disk.copies, copies, "{place}");
+        let located = locate(&sysfs, &slots()).unwrap().disk;
+        assert_eq!(located.copies, copies, "{place}");
+        let told = located.damaged_copy().unwrap();
+        let part = if copies == TableCopies::BackupOnly { "the primary copy of" } else { "the backup of" };
+        assert!(told.code == "disk.table-copy-damaged" && told.reason.starts_with(part), "{told:?}");
     }
     let dir = tempfile::tempdir().unwrap();
     let (sysfs, disk) = machine(dir.path(), "vda", SLOT).unwrap();

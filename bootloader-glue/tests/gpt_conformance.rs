@@ -25,7 +25,7 @@ use bascule_boot::gpt::bits::Bits;
 use bascule_boot::gpt::simulator::{self, Ending, Loader};
 use bascule_boot::{BootBackend, BootError};
 use bascule_core::{BootStatus, BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
-use gpt_rig::{Disk, ENTRIES, bits};
+use gpt_rig::{Disk, ENTRIES, SLOTS, bits};
 
 const A: Group = Group::A;
 const B: Group = Group::B;
@@ -267,6 +267,32 @@ fn the_lost_primary_copy_is_repaired_and_what_the_backup_knows_is_kept() {
         assert_eq!(disk.view(B).settings, Settings::Intact);
         disk.perform(B, "good").unwrap();
         assert!(disk.bytes() == whole, "{offset}: repaired to something else");
+    }
+}
+
+#[test]
+fn one_damaged_copy_is_told_while_the_other_one_serves() {
+    for sector in [512, 4096] {
+        let disk = Disk::factory(sector);
+        let told = || disk.backend().damaged_copy().unwrap().map(|warning| (warning.code, warning.reason));
+        assert_eq!(told(), None);
+        for place in <[u64; 2]>::from(disk.places(TableCopy::Backup)) {
+            disk.write(place, &vec![0x5a; 512]);
+            let (code, reason) = told().unwrap();
+            assert!(code == "boot.gpt-copy-damaged" && reason.contains("the backup of the"), "{code} {reason}");
+            disk.perform(A, "good").unwrap();
+            assert_eq!(told(), None, "the next act makes it whole");
+        }
+        // The primary copy, cut off in the middle of a change of ours: the bits of an entry are new, its checksum is not.
+        let (header, entries) = disk.places(TableCopy::Primary);
+        let bits = entries + u64::from(SLOTS[1] - 1) * 128 + 48 + 6;
+        let byte = disk.read(bits, 1);
+        disk.write(bits, &[byte[0] ^ 1]);
+        let (_, reason) = told().unwrap();
+        assert!(reason.contains("the primary copy of the") && disk.view(A).settings == Settings::Intact, "{reason}");
+        // Lost altogether: the settings themselves are damaged, and the view says so.
+        disk.write(header, &vec![0x5a; 512]);
+        assert_eq!((told(), disk.view(A).settings), (None, Settings::Damaged));
     }
 }
 

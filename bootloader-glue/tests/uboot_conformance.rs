@@ -251,10 +251,35 @@ fn lost_settings_are_rebuilt_from_the_initial_environment_and_without_it_not_at_
             fs::write(dir.path().join("u-boot-initial-env"), text).unwrap();
         }
         let error = backend(dir.path()).mark_good(BootedGroup::proven(A)).unwrap_err();
-        assert_eq!(error.code(), "boot.damaged");
+        assert_eq!(error.code(), "boot.no-initial-env");
         assert_eq!(copies(dir.path()), [0, 1].map(|_| Some(vec![0xff; SIZE])), "{initial:?}");
         assert_eq!(start(dir.path()), Some(A));
+        // The hint names the one file that is lacking, and with it the same call does what it says.
+        let file = dir.path().join("u-boot-initial-env");
+        assert!(error.hint().contains(&format!(" as {} ", file.display())), "{}", error.hint());
+        fs::write(file, "bootcmd=run distro_bootcmd\n").unwrap();
+        backend(dir.path()).mark_good(BootedGroup::proven(A)).unwrap();
+        assert_eq!(variables(dir.path()).get("bootcmd").unwrap(), b"run distro_bootcmd");
     }
+}
+
+#[test]
+fn one_damaged_copy_is_told_while_the_other_one_serves() {
+    let dir = device();
+    let damaged = || backend(dir.path()).damaged_copy().unwrap().map(|warning| (warning.code, warning.reason));
+    perform(dir.path(), A, Act::MarkGood);
+    perform(dir.path(), A, Act::Activate);
+    assert_eq!(damaged(), None);
+    let whole = fs::read(dir.path().join("env.img")).unwrap();
+    for offset in [0, SIZE] {
+        let mut bytes = whole.clone();
+        bytes[offset + 100] ^= 1;
+        fs::write(dir.path().join("env.img"), bytes).unwrap();
+        let (code, reason) = damaged().unwrap();
+        assert!(code == "boot.env-copy-damaged" && reason.ends_with(&format!("env.img at {offset}")), "{reason}");
+    }
+    fs::write(dir.path().join("env.img"), vec![0xff; 2 * SIZE]).unwrap();
+    assert_eq!(damaged(), None, "with both lost, the settings themselves are damaged");
 }
 
 #[test]

@@ -32,5 +32,5 @@ pub use record::{
     Attempt, Baseline, Denied, Deployment, Ending, HistoryEntry, HooksDue, Image, Record, RollbackReason, Stamp, State,
     Step, Then, Transfer,
 };
-pub use report::{Disposition, ErrorReport, Phase};
+pub use report::{Disposition, ErrorReport, Phase, Warning};
 pub use words::{BootId, BootedGroup, DeploymentId, Digest, Group, TargetGroup, Tries};

@@ -34,6 +34,24 @@ pub enum Phase {
     Daemon,
 }
 
+/// What a person should know although nothing stands in the way yet: a copy of something is damaged while the other one serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// Stable code of `docs/errors.md`.
+    pub code: String,
+    /// What is damaged and what serves meanwhile, in one line.
+    pub reason: String,
+    /// What a person can do about it.
+    pub hint: String,
+}
+
+impl Warning {
+    /// Makes a warning.
+    pub fn new(code: &str, reason: impl Into<String>, hint: impl Into<String>) -> Self {
+        Warning { code: code.to_owned(), reason: reason.into(), hint: hint.into() }
+    }
+}
+
 /// One error, whole: printed as `error:`, `caused by:`, `hint:`, and sent as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorReport {

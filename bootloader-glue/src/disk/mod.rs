@@ -20,7 +20,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use bascule_core::{BootedGroup, Group};
+use bascule_core::{BootedGroup, Group, Warning};
 pub use booted::open_booted;
 pub use error::DiskError;
 use nix::sys::stat::{major, minor};
@@ -66,6 +66,22 @@ pub struct Disk {
     pub sector_size: u64,
     /// Which copies of its partition table are usable.
     pub copies: TableCopies,
+}
+
+impl Disk {
+    /// The copy of the partition table that is damaged now, while the other one serves; `None` too where the table cannot be
+    /// read at all.
+    #[must_use]
+    pub fn damaged_copy(&self) -> Option<Warning> {
+        let (damaged, whole) = match Table::read(&self.device, self.sector_size).ok()?.copies {
+            TableCopies::Both => return None,
+            TableCopies::PrimaryOnly => ("backup", "primary copy"),
+            TableCopies::BackupOnly => ("primary copy", "backup"),
+        };
+        let reason = format!("the {damaged} of the partition table of {} is damaged: the {whole} is used", self.name);
+        let hint = "repair it with `sgdisk`, after `sgdisk --verify`, while no update is on its way; Bascule does not write it";
+        Some(Warning::new("disk.table-copy-damaged", reason, hint))
+    }
 }
 
 /// One partition of one role and group.

@@ -58,7 +58,7 @@ mod table;
 
 use std::path::PathBuf;
 
-use bascule_core::{BootView, BootedGroup, Group, TargetGroup, Tries};
+use bascule_core::{BootView, BootedGroup, Group, TargetGroup, Tries, Warning};
 
 use crate::{BootBackend, BootError};
 
@@ -202,6 +202,20 @@ impl BootBackend for GptBackend {
 
     fn view(&self, booted: BootedGroup) -> Result<BootView, BootError> {
         Ok(self.stored()?.plan.view(booted.group()))
+    }
+
+    fn damaged_copy(&self) -> Result<Option<Warning>, BootError> {
+        let Stored { table, plan, .. } = self.stored()?;
+        Ok(table.damaged().filter(|_| !plan.is_damaged()).map(|copy| {
+            let (damaged, whole) = match copy {
+                TableCopy::Primary => ("primary copy", "backup"),
+                TableCopy::Backup => ("backup", "primary copy"),
+            };
+            let disk = self.store.path().display();
+            let reason = format!("the {damaged} of the partition table of {disk} is damaged: the {whole} serves");
+            let hint = "the next change of the settings, or `bascule check`, makes it whole; look at the medium if it happens again";
+            Warning::new("boot.gpt-copy-damaged", reason, hint)
+        }))
     }
 
     fn mark_unbootable(&self, target: TargetGroup) -> Result<(), BootError> {

@@ -127,7 +127,7 @@ impl Plan {
         allowed.max_by_key(|group| self.bits(*group).priority)
     }
 
-    fn is_damaged(&self) -> bool {
+    pub(super) fn is_damaged(&self) -> bool {
         self.is_copy_lost || self.primary().is_none()
     }
 

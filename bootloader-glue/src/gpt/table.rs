@@ -153,6 +153,12 @@ impl Table {
         self.primary.health
     }
 
+    /// The copy that is not whole, if one is.
+    pub(super) fn damaged(&self) -> Option<TableCopy> {
+        let is_damaged = |copy: &TableCopy| self.region(*copy).health != Health::Valid;
+        [TableCopy::Primary, TableCopy::Backup].into_iter().find(is_damaged)
+    }
+
     /// The entries that a loader goes by: those of the primary copy while it is whole.
     pub(super) fn entries(&self) -> Entries {
         let copy = if self.primary.health == Health::Valid { TableCopy::Primary } else { TableCopy::Backup };

@@ -33,7 +33,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::PathBuf;
 
-use bascule_core::{BootStatus, BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
+use bascule_core::{BootStatus, BootView, BootedGroup, Group, Settings, TargetGroup, Tries, Warning};
 
 use crate::script::{self, order};
 use crate::{BootBackend, BootError};
@@ -49,6 +49,9 @@ pub const SCRIPT: &str = include_str!("../../uboot/boot.cmd");
 
 /// The file of the fallback, beside the script.
 pub const FALLBACK: &str = "bascule-fallback";
+
+/// What an environment begins with, beside the script.
+const INITIAL: &str = "u-boot-initial-env";
 
 /// The most bytes a `u-boot-initial-env` can sensibly have.
 const INITIAL_LIMIT: u64 = env::MAX_SIZE as u64;
@@ -161,7 +164,12 @@ impl UbootBackend {
             Some(variables) => variables.clone(),
             // Stopping here is safe: nothing was written, and U-Boot starts from its built-in environment as before.
             None => {
-                let missing = || self.damaged(format!("{damage}, nor is there a u-boot-initial-env with a bootcmd"));
+                let [first, _] = &self.places;
+                let missing = || BootError::NoInitialEnvironment {
+                    path: first.path.clone(),
+                    damage: damage.to_string(),
+                    initial: self.dir.join(INITIAL),
+                };
                 self.initial()?.ok_or_else(missing)?
             }
         };
@@ -172,7 +180,7 @@ impl UbootBackend {
     }
 
     fn initial(&self) -> Result<Option<Variables>, BootError> {
-        let path = self.dir.join("u-boot-initial-env");
+        let path = self.dir.join(INITIAL);
         let mut text = Vec::new();
         let read = fs::File::open(&path).and_then(|file| file.take(INITIAL_LIMIT).read_to_end(&mut text));
         match read {
@@ -210,6 +218,19 @@ impl BootBackend for UbootBackend {
         };
         let [a, b] = read.statuses;
         Ok(BootView { settings, primary: read.primary(), a, b })
+    }
+
+    fn damaged_copy(&self) -> Result<Option<Warning>, BootError> {
+        let stored = self.stored()?;
+        let is_damaged = |copy: &Option<Copy>| copy.as_ref().is_none_or(|copy| copy.variables.is_err());
+        let damaged = stored.copies.iter().zip(&self.places).find(|(copy, _)| is_damaged(copy));
+        Ok(damaged.filter(|_| stored.settings.is_ok()).map(|(_, place)| {
+            let Place { path, offset } = place;
+            let reason =
+                format!("one of the two copies of U-Boot's environment is damaged, in {} at {offset}", path.display());
+            let hint = "the next change of the settings writes it anew; look at the medium if it happens again";
+            Warning::new("boot.env-copy-damaged", reason, hint)
+        }))
     }
 
     fn mark_unbootable(&self, target: TargetGroup) -> Result<(), BootError> {
