@@ -219,6 +219,7 @@ fn first_snapshot(device: &Device) -> anyhow::Result<Snapshot> {
         checks: Vec::new(),
         deadline: None,
         blocked: Vec::new(),
+        warnings: device.loader.warnings(),
         fault: None,
     })
 }
@@ -236,6 +237,7 @@ fn faulted_snapshot(paths: &Paths, config: &Config, fault: ErrorReport) -> anyho
         checks: Vec::new(),
         deadline: None,
         blocked: Vec::new(),
+        warnings: parts.loader.warnings(),
         fault: Some(fault),
     })
 }

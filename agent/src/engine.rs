@@ -130,6 +130,7 @@ pub struct Engine {
     fault: Option<ErrorReport>,
     backoff: Duration,
     blocked: Vec<bascule_core::Blocker>,
+    warnings: Vec<bascule_core::Warning>,
     locked_since: Option<Instant>,
     /// This run has prepared and read back what is prepared, and went on without a pause.
     fresh: bool,
@@ -186,6 +187,7 @@ impl Engine {
             fault: None,
             backoff: FIRST_BACKOFF,
             blocked: Vec::new(),
+            warnings: Vec::new(),
             locked_since: None,
             fresh: false,
             baseline: None,
@@ -224,6 +226,7 @@ impl Engine {
             Ok(seen) => seen,
             Err(error) => return self.failed(error.report(Phase::Daemon)),
         };
+        self.look_for_warnings();
         self.publish(&seen);
         let policy = self.device.policy();
         let decision = decide(self.device.record(), &seen, &policy);
@@ -246,6 +249,20 @@ impl Engine {
             }
             Err(report) => self.failed(report),
         }
+    }
+
+    /// They decide nothing; each is logged when it comes.
+    fn look_for_warnings(&mut self) {
+        let found = self.device.loader.warnings();
+        for new in found.iter().filter(|warning| !self.warnings.contains(warning)) {
+            tracing::warn!(
+                code = new.code,
+                reason = new.reason,
+                hint = new.hint,
+                "something is damaged, and its copy serves"
+            );
+        }
+        self.warnings = found;
     }
 
     fn observe(&self) -> Result<Observed, DeviceError> {

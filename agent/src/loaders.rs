@@ -28,7 +28,7 @@ use bascule_boot::tryboot::{self, ThisBoot, TrybootBackend, TrybootError};
 use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
 use bascule_boot::{BootBackend, BootError, GrubBackend, SdBootBackend, UbootBackend};
 use bascule_core::boot_set::{SET_KERNEL, boot_set};
-use bascule_core::{BootView, BootedGroup, Group, TargetGroup, Tries};
+use bascule_core::{BootView, BootedGroup, Group, TargetGroup, Tries, Warning};
 use bascule_hooks::BootFileSet;
 use serde::Serialize;
 
@@ -148,6 +148,16 @@ impl Loader {
         };
         let (running, prepared) = (set(target.group().opposite()), set(target.group()));
         Ok(Some(Sets { running, prepared, entry, group: target.group(), partition }))
+    }
+
+    /// What is damaged while something else serves: one copy of the loader's settings, or of the partition table. Where the
+    /// settings themselves cannot be read, the view says so.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        let Ok((backend, settings)) = self.found() else { return Vec::new() };
+        // There the table is the settings.
+        let table = (*backend != Backend::Gpt).then(|| self.layout.disk.damaged_copy()).flatten();
+        settings.damaged_copy().ok().flatten().into_iter().chain(table).collect()
     }
 
     /// Whether the loader cannot count: it starts a new system once, whatever it is asked for.
@@ -303,6 +313,10 @@ impl BootBackend for Loader {
 
     fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError> {
         self.found()?.1.roll_back(booted)
+    }
+
+    fn damaged_copy(&self) -> Result<Option<Warning>, BootError> {
+        self.found()?.1.damaged_copy()
     }
 
     fn reboot_argument(&self, booted: BootedGroup) -> Result<Option<&'static str>, BootError> {
@@ -461,6 +475,27 @@ mod tests {
         entry(&guid, "\\bascule\\b\\linux");
         mount("41 40 0:50 / /boot/efi rw - tmpfs tmpfs rw");
         assert_eq!(code(), Err("boot.efi-partition"));
+    }
+
+    #[test]
+    fn a_damaged_copy_of_the_partition_table_is_told_whichever_loader_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), "boot/efi/loader/loader.conf", "timeout 0\n");
+        for (backend, code) in
+            [(Backend::Gpt, "boot.gpt-copy-damaged"), (Backend::SystemdBoot, "disk.table-copy-damaged")]
+        {
+            let (_machine, layout) = layout(&[("root", 3, 4)]);
+            let loader = Loader::new(&Paths::under(dir.path()), &config(Some(backend)), &layout);
+            if backend == Backend::Gpt {
+                loader.mark_good(layout.booted).unwrap();
+            }
+            assert_eq!(loader.warnings(), []);
+            let file = fs::File::options().write(true).open(&layout.disk.device).unwrap();
+            let last = file.metadata().unwrap().len() - 512;
+            std::os::unix::fs::FileExt::write_all_at(&file, b"damaged", last).unwrap();
+            let codes: Vec<String> = loader.warnings().into_iter().map(|warning| warning.code).collect();
+            assert_eq!(codes, [code], "of two warnings about one table one is enough");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use bascule_core::{Blocker, BootId, BootView, Deployment, ErrorReport, Group, Offer, Record, Then, Transfer};
+use bascule_core::{Blocker, BootId, BootView, Deployment, ErrorReport, Group, Offer, Record, Then, Transfer, Warning};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -242,6 +242,8 @@ pub struct Snapshot {
     pub deadline: Option<i64>,
     /// Why the update on its way waits.
     pub blocked: Vec<Blocker>,
+    /// What is damaged while something else serves.
+    pub warnings: Vec<Warning>,
     /// An error of the daemon itself, such as an unreadable record.
     pub fault: Option<ErrorReport>,
 }

@@ -8,6 +8,7 @@ mod verdict;
 
 use bascule_core::{
     Blocker, BootStatus, BootView, Denied, Deployment, Digest, ErrorReport, Group, Settings, State, Then, Transfer,
+    Warning,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub struct Status {
     pub deployment: Option<DeploymentStatus>,
     /// Why it waits.
     pub blocked: Vec<Blocker>,
+    /// What is damaged while its copy serves; an update goes on all the same.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
     /// What went wrong: with the daemon, or with the last update.
     pub error: Option<ErrorReport>,
     /// When it will be rolled back at the latest.
@@ -238,6 +242,7 @@ impl Status {
             boot_settings: settings,
             deployment: snapshot.record.state.deployment().map(|it| deployment(it, &snapshot.record.state)),
             blocked: snapshot.blocked.clone(),
+            warnings: snapshot.warnings.clone(),
             error: error(snapshot),
             deadline: snapshot.deadline.map(timestamp),
             checks: snapshot.checks.clone(),
@@ -359,6 +364,7 @@ pub(crate) mod tests {
             checks: Vec::new(),
             deadline: None,
             blocked: Vec::new(),
+            warnings: Vec::new(),
             fault: None,
         }
     }

@@ -14,7 +14,7 @@ use bascule_agent::shared::{CheckView, Progress, Release, SlotView, Snapshot};
 use bascule_agent::status::Status;
 use bascule_core::{
     Attempt, Baseline, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport,
-    Group, Phase, Record, RollbackReason, Settings, Stamp, State, Step, Then, Transfer,
+    Group, Phase, Record, RollbackReason, Settings, Stamp, State, Step, Then, Transfer, Warning,
 };
 
 const NOW: i64 = 1_795_228_200;
@@ -76,6 +76,7 @@ fn factory() -> Snapshot {
         checks: Vec::new(),
         deadline: None,
         blocked: Vec::new(),
+        warnings: Vec::new(),
         fault: None,
     }
 }
@@ -256,6 +257,14 @@ fn a_newer_agents_state_is_not_touched() {
 }
 
 #[test]
+fn a_damaged_copy_is_a_warning_and_nothing_else() {
+    let mut snapshot = factory();
+    let reason = "the backup of the partition table of /dev/nvme0n1 is damaged: the primary copy serves";
+    snapshot.warnings = vec![Warning::new("boot.gpt-copy-damaged", reason, "`bascule check` makes it whole")];
+    holds("damaged-copy", &snapshot);
+}
+
+#[test]
 fn damaged_settings_are_named() {
     let mut snapshot = factory();
     let damaged = view(BootStatus::Good, BootStatus::Unbootable, Group::A);
@@ -293,6 +302,7 @@ fn every_field_is_present_in_every_state() {
             "groups",
             "deployment",
             "blocked",
+            "warnings",
             "error",
             "deadline",
             "release",

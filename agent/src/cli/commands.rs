@@ -281,6 +281,11 @@ impl Finding {
         Finding { ok: true, retryable: false, subject, message: message.into(), hint: String::new() }
     }
 
+    /// Nothing that stands in the way; the hint says what to do about it.
+    fn warning(subject: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Finding { hint: hint.into(), ..Finding::good(subject, message) }
+    }
+
     fn bad(subject: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Finding { ok: false, retryable: false, subject, message: message.into(), hint: hint.into() }
     }
@@ -360,6 +365,9 @@ fn look_at(status: &Status) -> Vec<Finding> {
         retryable: true,
         ..Finding::bad("waiting", format!("[{}] {}", blocker.code, blocker.reason), blocker.hint.clone())
     }));
+    found.extend(status.warnings.iter().map(|warning| {
+        Finding::warning("warning", format!("[{}] {}", warning.code, warning.reason), warning.hint.clone())
+    }));
     let failing = status.checks.iter().filter(|check| !check.passed && check.requirement == "required");
     found.extend(failing.map(|check| {
         Finding::bad("health", format!("{} fails: {}", check.name, check.output), "look at what the check needs")
@@ -373,14 +381,18 @@ fn report(options: &Options, findings: &[Finding]) {
         return json_pretty(&serde_json::json!({ "ok": ok, "findings": findings }));
     }
     let row = |finding: &Finding| {
-        let mark = if finding.ok { "ok" } else { "FAIL" };
+        let mark = match (finding.ok, finding.hint.as_str()) {
+            (true, "") => "ok",
+            (true, _) => "warn",
+            (false, _) => "FAIL",
+        };
         vec![mark.to_owned(), finding.subject.to_owned(), clean(&finding.message)]
     };
     let paint = Paint::stdout();
     let rows: Vec<Vec<String>> = findings.iter().map(row).collect();
     for (line, finding) in table(&rows).iter().zip(findings) {
         out(&if finding.ok { line.clone() } else { line.replacen("FAIL", &paint.bad("FAIL"), 1) });
-        if !finding.ok && !finding.hint.is_empty() {
+        if !finding.hint.is_empty() {
             out(&format!("      hint: {}", clean(&finding.hint)));
         }
     }

@@ -36,6 +36,10 @@ pub(super) fn status(status: &Status, paint: Paint) -> Vec<String> {
     for blocker in &status.blocked {
         block(&mut lines, "waiting", blocker_lines(blocker));
     }
+    for warning in &status.warnings {
+        let said = format!("[{}] {}", clean(&warning.code), clean(&warning.reason));
+        block(&mut lines, "warning", vec![said, format!("hint: {}", clean(&warning.hint))]);
+    }
     if let Some(error) = &status.error {
         let mut text = vec![format!("[{}] {}", clean(&error.code), clean(&error.message))];
         text.extend(error.cause.iter().map(|cause| format!("caused by: {}", clean(cause))));

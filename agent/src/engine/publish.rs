@@ -22,6 +22,7 @@ impl Engine {
             checks: self.checks.clone(),
             deadline: self.deadline(seen),
             blocked: self.blocked.clone(),
+            warnings: self.warnings.clone(),
             fault: self.fault.clone(),
         };
         self.snapshot.send_if_modified(|shown| {

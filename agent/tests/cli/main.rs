@@ -16,7 +16,9 @@ use std::process::{Command, Output, Stdio};
 
 use bascule_agent::shared::CheckView;
 use bascule_agent::story::Event;
-use bascule_core::{Baseline, Blocker, BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step, Transfer};
+use bascule_core::{
+    Baseline, Blocker, BootStatus, Ending, ErrorReport, Phase, RollbackReason, Step, Transfer, Warning,
+};
 use stub::{Device, refusal};
 
 /// Exit code, standard output and standard error of one command.
@@ -314,6 +316,14 @@ ok  conditions     slots, loader, space, power, locks and hooks: nothing in the 
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!((code, out), (0, expected));
+    device.warn(Warning::new("disk.table-copy-damaged", "the backup", "repair it"));
+    let (code, out, _) = bascule(&device, &["check"]);
+    assert!(
+        code == 0 && out.contains("warn  warning        [disk.table-copy-damaged] the backup\n      hint: repair it\n"),
+        "{out}"
+    );
+    let (_, out, _) = bascule(&device, &["status"]);
+    assert!(out.contains(" warning  [disk.table-copy-damaged] the backup\n          hint: repair it\n"), "{out}");
     device.block(Blocker::new("device.locked", "the lock brew is held: coffee", "wait"));
     let (code, out, _) = bascule(&device, &["check"]);
     assert_eq!(code, 75, "what goes away by itself is no failure");

@@ -16,7 +16,7 @@ use bascule_agent::shared::{
 use bascule_agent::story::Stories;
 use bascule_core::{
     Baseline, Blocker, BootId, BootStatus, BootView, Deployment, DeploymentId, Digest, Ending, ErrorReport, Group,
-    Offer, Phase, Record, Requires, Settings, Stamp, Step, Then, Transfer,
+    Offer, Phase, Record, Requires, Settings, Stamp, Step, Then, Transfer, Warning,
 };
 use sha2::Digest as _;
 use tempfile::TempDir;
@@ -107,6 +107,10 @@ impl Device {
 
     pub(crate) fn block(&self, blocker: Blocker) {
         self.script().blockers.push(blocker);
+    }
+
+    pub(crate) fn warn(&self, warning: Warning) {
+        self.snapshot.send_modify(|snapshot| snapshot.warnings = vec![warning]);
     }
 
     pub(crate) fn stories(&self) -> Stories {
@@ -379,6 +383,7 @@ fn factory() -> Snapshot {
         checks: Vec::new(),
         deadline: None,
         blocked: Vec::new(),
+        warnings: Vec::new(),
         fault: None,
     }
 }
