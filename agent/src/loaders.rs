@@ -3,7 +3,7 @@
 //! | backend | found by |
 //! |---|---|
 //! | `grub` | `bascule/grub.cfg` on the boot partition |
-//! | `systemd-boot` | `loader/loader.conf` there, and an entry whose name is ours |
+//! | `systemd-boot` | `loader/loader.conf` there, and an entry whose name is ours, a text or a unified kernel image |
 //! | `uboot` | `boot.scr` there, and `/etc/fw_env.config` |
 //! | `efi` | firmware variables with load options of ours, and a group's kernel on the boot partition |
 //! | `rpi-tryboot` | `autoboot.txt` with `tryboot_a_b` there |
@@ -12,6 +12,8 @@
 //!
 //! It is looked for when it is first needed, not when a program starts: rollback-health runs before the boot partition is
 //! mounted. Two loaders at once are an error; which one the firmware starts cannot be seen from here.
+
+mod boot_files;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,13 +25,14 @@ use bascule_boot::disk::{Layout, Slot, SlotTable, partition_guid};
 use bascule_boot::efi::option::Program;
 use bascule_boot::efi::{EfiBackend, EfiError};
 use bascule_boot::gpt::{GptBackend, SlotEntry};
+use bascule_boot::sdboot::kind_on;
 use bascule_boot::sdboot::names::{self, Kind, Owner};
 use bascule_boot::tryboot::{self, ThisBoot, TrybootBackend, TrybootError};
 use bascule_boot::uboot::config::{Copies, EnvConfig, Place};
 use bascule_boot::{BootBackend, BootError, GrubBackend, SdBootBackend, UbootBackend};
 use bascule_core::boot_set::{SET_KERNEL, boot_set};
 use bascule_core::{BootView, BootedGroup, Group, TargetGroup, Tries, Warning};
-use bascule_hooks::BootFileSet;
+pub use boot_files::{BootFiles, ImageEntry, Sets, loader_said, told};
 use serde::Serialize;
 
 use crate::config::{Backend, BootConfig};
@@ -88,12 +91,19 @@ fn has_two_partitions(file: &Path) -> (bool, String) {
 }
 
 fn has_entries(partition: &Path) -> (bool, String) {
-    let mut names = fs::read_dir(partition.join(Kind::Text.directory())).into_iter().flatten().flatten();
-    let ours = |name: &str| matches!(names::owner(name, Kind::Text), Owner::Ours(_));
-    match names.any(|entry| ours(&entry.file_name().to_string_lossy())) {
-        true => (true, "entries of ours are listed".into()),
-        false => (false, "no boot entry there is ours".into()),
+    let has = |kind: Kind| {
+        let mut names = fs::read_dir(partition.join(kind.directory())).into_iter().flatten().flatten();
+        names.any(|entry| matches!(names::owner(&entry.file_name().to_string_lossy(), kind), Owner::Ours(_)))
+    };
+    if Kind::ALL.into_iter().all(|kind| !has(kind)) {
+        return (false, "no boot entry there is ours".into());
     }
+    let words = match kind_on(partition) {
+        Ok(Some(Kind::Image)) => "unified kernel images of ours are listed".into(),
+        Err(error @ BootError::MixedEntries { .. }) => error.to_string(),
+        _ => "entries of ours are listed".into(),
+    };
+    (true, words)
 }
 
 /// Without it, variables that an earlier loader of the device left behind would be taken before the boot partition is mounted.
@@ -132,7 +142,7 @@ impl Loader {
     ///
     /// # Errors
     /// When the loader is not found, or firmware that starts kernels itself would start another one.
-    pub fn sets(&self, target: TargetGroup) -> Result<Option<Sets>, BootError> {
+    pub fn boot_files(&self, target: TargetGroup) -> Result<Option<BootFiles>, BootError> {
         let (backend, _) = self.found()?;
         if !matches!(backend, Backend::SystemdBoot | Backend::Efi) {
             return Ok(None);
@@ -141,13 +151,19 @@ impl Loader {
         if *backend == Backend::Efi {
             check_load_option(&self.paths, &partition, target)?;
         }
+        let mut entry = None;
+        if *backend == Backend::SystemdBoot {
+            let (kind, backend) = sdboot(&partition)?;
+            if kind == Kind::Image {
+                let root = self.layout.slot(SlotTable::ROOT, target.group()).map(|slot| slot.partuuid.clone());
+                let root = root.unwrap_or_default();
+                return Ok(Some(BootFiles::Image(ImageEntry { partition, backend, target, root })));
+            }
+            entry = backend.target_file(target)?;
+        }
         let set = |group: Group| partition.join(boot_set(group));
-        let entry = match backend {
-            Backend::SystemdBoot => SdBootBackend::new(partition.clone(), Kind::Text).target_file(target)?,
-            _ => None,
-        };
         let (running, prepared) = (set(target.group().opposite()), set(target.group()));
-        Ok(Some(Sets { running, prepared, entry, group: target.group(), partition }))
+        Ok(Some(BootFiles::Set(Sets { running, prepared, entry, group: target.group(), partition })))
     }
 
     /// What is damaged while something else serves: one copy of the loader's settings, or of the partition table. Where the
@@ -207,7 +223,7 @@ impl Loader {
         let directory = directory(&self.paths, &self.config, backend);
         Ok(match backend {
             Backend::Grub => Box::new(GrubBackend::new(directory)),
-            Backend::SystemdBoot => Box::new(SdBootBackend::new(directory, Kind::Text)),
+            Backend::SystemdBoot => Box::new(sdboot(&directory)?.1),
             Backend::Uboot => Box::new(UbootBackend::new(self.environment()?, directory)?),
             Backend::Efi => Box::new(EfiBackend::new(self.paths.firmware_variables())),
             Backend::Gpt => Box::new(self.gpt()?),
@@ -253,43 +269,6 @@ impl Loader {
     }
 }
 
-/// Where the boot files of the groups are, for a loader that cannot read the slots.
-#[derive(Debug, Clone)]
-pub struct Sets {
-    /// Where the boot partition is mounted.
-    pub partition: PathBuf,
-    /// The folder with the set of the running group.
-    pub running: PathBuf,
-    /// The folder with the set of the target group.
-    pub prepared: PathBuf,
-    entry: Option<PathBuf>,
-    group: Group,
-}
-
-impl Sets {
-    /// The first file that the loader's entry of the target names and the set has not: the loader would pass over the entry.
-    ///
-    /// # Errors
-    /// When the entry cannot be read, or starts another kernel: that would run an old one on the new root.
-    pub fn lacking(&self, set: &BootFileSet) -> Result<Option<String>, BootError> {
-        let Some(path) = &self.entry else { return Ok(None) };
-        let text = fs::read_to_string(path).map_err(|source| BootError::Read { path: path.clone(), source })?;
-        let named = |keys: &'static [&'static str]| {
-            let values = text.lines().filter_map(|line| line.trim().split_once(char::is_whitespace));
-            values.filter(move |(key, _)| keys.contains(key)).flat_map(|(_, value)| value.split_whitespace())
-        };
-        let folder = format!("/{}/", boot_set(self.group));
-        let kernel = format!("{folder}{SET_KERNEL}");
-        if !named(&["linux"]).eq([kernel.as_str()]) {
-            let damage = format!("it does not start {kernel}, where the new kernel is written");
-            return Err(BootError::BeyondRepair { path: path.clone(), damage });
-        }
-        let has = |name: &str| name.strip_prefix(&folder).is_some_and(|name| set.has(name));
-        let mut others = named(&["initrd", "devicetree", "devicetree-overlay"]);
-        Ok(others.find(|name| !has(name)).map(str::to_owned))
-    }
-}
-
 impl BootBackend for Loader {
     fn name(&self) -> &'static str {
         self.found.get().map_or("auto", |(backend, _)| backend.name())
@@ -324,6 +303,12 @@ impl BootBackend for Loader {
     }
 }
 
+/// The backend for the entries that are there; texts where there are none of ours, which is what a new device gets.
+fn sdboot(partition: &Path) -> Result<(Kind, SdBootBackend), BootError> {
+    let kind = kind_on(partition)?.unwrap_or(Kind::Text);
+    Ok((kind, SdBootBackend::new(partition.to_owned(), kind)))
+}
+
 /// The target's load option has to start the kernel that is written, from the partition that is mounted there.
 fn check_load_option(paths: &Paths, partition: &Path, target: TargetGroup) -> Result<(), BootError> {
     let mounted = Path::new(Paths::ROOT).join(partition.strip_prefix(paths.root()).unwrap_or(partition));
@@ -352,7 +337,6 @@ mod tests {
     use bascule_boot::disk::SlotRole;
     use bascule_boot::disk::rehearsal::machine;
     use bascule_boot::efi::option::{LoadOption, Partition};
-    use bascule_hooks::{KeepList, SetPlaces};
 
     use super::*;
 
@@ -442,7 +426,11 @@ mod tests {
         let (_machine, layout) = layout(&[("root", 3, 4)]);
         let loader = Loader::new(&Paths::under(root), &config(Some(Backend::Efi)), &layout);
         let target = BootedGroup::proven(Group::A).target();
-        let code = || loader.sets(target).map(|sets| sets.map(|sets| sets.prepared)).map_err(|error| error.code());
+        let code = || match loader.boot_files(target) {
+            Ok(Some(BootFiles::Set(sets))) => Ok(Some(sets.prepared)),
+            Ok(_) => Ok(None),
+            Err(error) => Err(error.code()),
+        };
         // Written where the entry says, once the boot partition is mounted: until then it would be the root's.
         let mount = |line: &str| {
             let path = root.join("proc/self/mountinfo");
@@ -475,6 +463,80 @@ mod tests {
         entry(&guid, "\\bascule\\b\\linux");
         mount("41 40 0:50 / /boot/efi rw - tmpfs tmpfs rw");
         assert_eq!(code(), Err("boot.efi-partition"));
+    }
+
+    /// The least that systemd-boot takes for a unified kernel image.
+    fn image(version: &str, words: &str) -> Vec<u8> {
+        let title = format!("ID=bascule\nPRETTY_NAME=\"Bascule {version}\"\n");
+        let sections = [(b".osrel\0\0", title.as_str()), (b".cmdline", words), (b".linux\0\0", "kernel")];
+        let mut bytes = vec![0_u8; 1024];
+        bytes[..2].copy_from_slice(b"MZ");
+        (bytes[0x3c], bytes[0x46]) = (0x40, 3);
+        bytes[0x40..0x44].copy_from_slice(b"PE\0\0");
+        for (index, (name, text)) in sections.into_iter().enumerate() {
+            let (at, start) = (0x58 + index * 40, bytes.len());
+            bytes[at..at + 8].copy_from_slice(name);
+            for (field, number) in [(8, text.len()), (16, text.len()), (20, start)] {
+                let number = u32::try_from(number).unwrap();
+                bytes[at + field..][..4].copy_from_slice(&number.to_le_bytes());
+            }
+            bytes.extend_from_slice(text.as_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_group_that_is_started_by_a_unified_kernel_image_gets_the_prepared_one_and_only_while_it_is_unbootable() {
+        use bascule_boot::sdboot::simulator::{Renaming, start};
+        let dir = tempfile::tempdir().unwrap();
+        let (esp, new) = (dir.path().join("boot/efi"), dir.path().join("prepared"));
+        let put_image = |path: PathBuf, bytes: &[u8]| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        let (_machine, layout) = layout(&[("root", 3, 4)]);
+        let words = |group: Group| {
+            let root = &layout.slot("root", group).unwrap().partuuid;
+            format!("root=PARTUUID={root} bascule.group={group}")
+        };
+        put(dir.path(), "boot/efi/loader/loader.conf", bascule_boot::sdboot::LOADER_CONF);
+        let old = image("1.0.0", &words(Group::A));
+        put_image(esp.join("EFI/Linux/bascule-1-a.efi"), &old);
+        put_image(esp.join("EFI/Linux/bascule-0-b.off"), b"");
+        assert_eq!(found(dir.path()).unwrap(), Backend::SystemdBoot);
+        let marks = look(&Paths::under(dir.path()), &config(None));
+        assert!(marks[1].why.ends_with("unified kernel images of ours are listed"), "{:?}", marks[1]);
+        let loader = Loader::new(&Paths::under(dir.path()), &config(None), &layout);
+        let target = layout.booted.target();
+        loader.mark_unbootable(target).unwrap();
+        let install = || match loader.boot_files(target).unwrap() {
+            Some(BootFiles::Image(entry)) => entry.install(&new).map_err(|report| report.code),
+            other => panic!("{other:?}"),
+        };
+        let code = |code: &str| Err(code.to_owned());
+        assert_eq!(install(), code("boot-files.no-image"));
+        let in_root = new.join("usr/lib/bascule/boot/uki/b.efi");
+        put_image(in_root.clone(), &image("2.0.0", &words(Group::A)));
+        assert_eq!(install(), code("boot.image"), "the other group's");
+        assert_eq!(fs::read(esp.join("EFI/Linux/bascule-0-b.off")).unwrap(), b"", "nothing was written");
+        let bytes = image("2.0.0", &words(Group::B));
+        put_image(in_root, &bytes);
+        assert_eq!(install().unwrap().written, 1);
+        assert_eq!(fs::read(esp.join("EFI/Linux/bascule-0-b.off")).unwrap(), bytes);
+        let started = || start(&esp, Renaming::Works).unwrap().started.and_then(|entry| entry.group);
+        assert_eq!(started(), Some(Group::A), "it is not armed");
+        loader.activate(target, Tries::DEFAULT).unwrap();
+        assert_eq!((started(), install()), (Some(Group::B), code("boot.beyond-repair")), "it is listed");
+        let later = BootedGroup::proven(Group::B);
+        loader.mark_good(later).unwrap();
+        assert_eq!(fs::read(esp.join("EFI/Linux/bascule-1-a.efi")).unwrap(), old, "the way back is whole");
+        loader.roll_back(later).unwrap();
+        assert_eq!(started(), Some(Group::A));
+        put_image(esp.join("loader/entries/bascule-3-a.conf"), b"");
+        let loader = Loader::new(&Paths::under(dir.path()), &config(None), &layout);
+        assert_eq!(loader.view(layout.booted).unwrap_err().code(), "boot.mixed-entries");
+        let marks = look(&Paths::under(dir.path()), &config(None));
+        assert!(marks[1].found && marks[1].why.ends_with("in loader/entries and in EFI/Linux"), "{:?}", marks[1]);
     }
 
     #[test]
@@ -518,37 +580,5 @@ mod tests {
         fs::remove_file(root.join("boot/efi/boot.scr")).unwrap();
         put(root, "boot/efi/bascule/grub.cfg", "");
         assert_eq!(found(root).unwrap(), Backend::Grub);
-    }
-
-    #[test]
-    fn an_entry_has_to_start_the_new_kernel_and_to_name_files_of_the_set() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
-        put(root, "root/boot/vmlinuz", "kernel");
-        put(root, "root/usr/lib/bascule/boot/files/board.dtb", "tree");
-        let (partition, entry) = (root.join("esp"), root.join("entry.conf"));
-        let sets = Sets {
-            running: partition.join("bascule/a"),
-            prepared: partition.join("bascule/b"),
-            entry: Some(entry.clone()),
-            group: Group::B,
-            partition,
-        };
-        let places = SetPlaces { root: &root.join("root"), running: &sets.running, target: &sets.prepared };
-        let set = BootFileSet::collect(places, &KeepList::default()).unwrap();
-        let lacking = |text: &str| {
-            fs::write(&entry, text).unwrap();
-            sets.lacking(&set).map_err(|error| error.code())
-        };
-        let linux = "title x\nlinux /bascule/b/linux\noptions initrd=/elsewhere\n";
-        assert_eq!(lacking(linux), Ok(None));
-        assert_eq!(lacking(&format!("{linux}devicetree\t/bascule/b/board.dtb\n")), Ok(None));
-        let named = "/bascule/b/initrd.img".to_owned();
-        assert_eq!(lacking(&format!("{linux}initrd {named}\n")), Ok(Some(named)));
-        let others = "/bascule/a/board.dtb".to_owned();
-        assert_eq!(lacking(&format!("{linux}devicetree {others}\n")), Ok(Some(others)));
-        for other in ["linux /bascule/a/linux\n", "linux /vmlinuz\n", "", "linux /bascule/b/linux\nlinux /vmlinuz\n"] {
-            assert_eq!(lacking(other), Err("boot.beyond-repair"), "{other}");
-        }
     }
 }

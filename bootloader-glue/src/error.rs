@@ -76,6 +76,20 @@ pub enum BootError {
         /// The file that has to be there.
         initial: PathBuf,
     },
+    /// Entries of ours are there of both kinds.
+    #[error("{} has boot entries of Bascule in loader/entries and in EFI/Linux", .dir.display())]
+    MixedEntries {
+        /// The boot partition.
+        dir: PathBuf,
+    },
+    /// A unified kernel image cannot be a group's entry.
+    #[error("the unified kernel image of group {group} cannot be taken: {fault}")]
+    Image {
+        /// The group.
+        group: Group,
+        /// What is wrong with it.
+        fault: String,
+    },
     /// Other people's variables leave no room for ours: in GRUB's environment block, all of which must lie in its first 512
     /// bytes, or in U-Boot's environment.
     #[error("the variables of others in {} leave no room for ours", .path.display())]
@@ -132,6 +146,8 @@ impl BootError {
             BootError::Damaged { .. } => "boot.damaged",
             BootError::BeyondRepair { .. } => "boot.beyond-repair",
             BootError::NoInitialEnvironment { .. } => "boot.no-initial-env",
+            BootError::MixedEntries { .. } => "boot.mixed-entries",
+            BootError::Image { .. } => "boot.image",
             BootError::NoRoom { .. } => "boot.no-room",
             BootError::NoGoodGroup { .. } => "boot.no-good-group",
             BootError::NoLoader { .. } => "boot.no-loader",
@@ -165,6 +181,12 @@ impl BootError {
                     initial.display()
                 )
             }
+            BootError::MixedEntries { .. } => {
+                "a device has its entries in one of the two: remove those in the other one, after a look at what started".into()
+            }
+            BootError::Image { .. } => {
+                "make the image as docs/loaders.md says under \"Unified kernel images\"; nothing was changed".into()
+            }
             BootError::NoRoom { path } => {
                 let path = path.display();
                 format!(
@@ -194,7 +216,8 @@ impl BootError {
             | BootError::Read { .. }
             | BootError::Write { .. }
             | BootError::Damaged { .. } => Disposition::Retry,
-            BootError::SeveralLoaders { .. } => Disposition::Person,
+            BootError::SeveralLoaders { .. } | BootError::MixedEntries { .. } => Disposition::Person,
+            BootError::Image { .. } => Disposition::GiveUp,
             BootError::Environment(error) => error.disposition(),
             BootError::ReadBack { .. }
             | BootError::BeyondRepair { .. }

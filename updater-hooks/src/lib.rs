@@ -26,7 +26,7 @@ pub mod programs;
 pub mod runner;
 pub mod soak;
 
-pub use boot_files::{BootFileError, BootFileSet, KeepList, SetPlaces};
+pub use boot_files::{BootFileError, BootFileSet, BootImage, KeepList, SetPlaces};
 pub use error::HooksError;
 pub use health::{CheckKind, CheckResult, HealthChecks, HealthSettings, Probe, ProbeCheck, Requirement};
 pub use hooks::{

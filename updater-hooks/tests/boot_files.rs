@@ -15,8 +15,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bascule_core::Group;
 use bascule_hooks::boot_files::{Installed, MOST_FILES, check_mounted};
-use bascule_hooks::{BootFileError, BootFileSet, KeepList, SetPlaces};
+use bascule_hooks::{BootFileError, BootFileSet, BootImage, KeepList, SetPlaces};
 
 const FILES: &str = "usr/lib/bascule/boot/files";
 const HOME: &str = "BASCULE_BOOT_FILES_HOME";
@@ -58,6 +59,12 @@ impl Device {
 
     fn install(&self, keep: &[&str]) -> Result<Installed, BootFileError> {
         self.collect(keep)?.install()
+    }
+
+    fn install_image(&self) -> Result<Installed, BootFileError> {
+        let (to, copy) = (self.path("esp").join(OFF), self.path("esp").join(COPY));
+        let copy = Some(copy.as_path()).filter(|copy| copy.exists());
+        BootImage::find(&self.path("root"), Group::B)?.install(&to, copy)
     }
 
     /// Every file and folder below, files with their bytes.
@@ -226,12 +233,169 @@ fn a_partition_that_is_not_mounted_is_not_written() {
     check_mounted(Path::new("/"), Path::new("/proc")).unwrap();
 }
 
-/// Not a test of its own: the half of the next one that is killed.
+#[test]
+fn a_set_cannot_reach_the_loader_s_own_program() {
+    let device = Device::new();
+    for name in ["EFI/BOOT/BOOTX64.EFI", "loader/loader.conf", "boot.scr"] {
+        device.put(&format!("esp/{name}"), "the device's");
+        device.image_has(name, "the image's");
+    }
+    device.install(&["EFI/**"]).unwrap();
+    for name in ["EFI/BOOT/BOOTX64.EFI", "loader/loader.conf", "boot.scr"] {
+        assert_eq!(fs::read(device.path("esp").join(name)).unwrap(), b"the device's", "{name}");
+        assert_eq!(fs::read(device.path("esp/bascule/b").join(name)).unwrap(), b"the image's", "{name}");
+    }
+    // No name leads out of the set's folder: neither the kernel's links nor FAT's own separator do.
+    device.image_has(r"..\EFI", "the image's");
+    assert_eq!(device.install(&[]).unwrap_err().code(), "boot-files.unfit");
+}
+
+const OFF: &str = "EFI/Linux/bascule-5-b.off";
+const COPY: &str = "bascule/b.efi";
+
+/// Group b's image in the prepared root; its last one, longer or shorter, on the boot partition.
+fn device_with_image(new: usize, old: usize) -> Device {
+    let device = Device::new();
+    device.put("root/usr/lib/bascule/boot/uki/b.efi", vec![2; new]);
+    device.put("root/usr/lib/bascule/boot/uki/a.efi", vec![3; new]);
+    device.put("esp/EFI/Linux/bascule-4-a.efi", vec![1; old]);
+    device.put(&format!("esp/{OFF}"), vec![1; old]);
+    device.put(&format!("esp/{COPY}"), vec![0; old / 2]);
+    device
+}
+
+#[test]
+fn an_image_is_written_in_place_once_and_nothing_else_is_touched() {
+    for (new, old) in [(3000, 0), (3000, 5000), (5000, 3000), (2 << 20, 1 << 20)] {
+        let device = device_with_image(new, old);
+        let mut expected = device.tree("esp");
+        expected.insert(OFF.into(), Some(vec![2; new]));
+        expected.remove(COPY);
+        let inode = || fs::metadata(device.path("esp").join(OFF)).unwrap().ino();
+        let before = inode();
+        let installed = device.install_image().unwrap();
+        assert_eq!(installed, Installed { files: 1, written: 1, bytes: new as u64 });
+        assert_eq!((device.tree("esp"), inode()), (expected, before), "{new} over {old}");
+        // A copy that holds the same is nobody's fault.
+        device.put(&format!("esp/{COPY}"), vec![2; new]);
+        let before = device.tree("esp");
+        assert_eq!(device.install_image().unwrap(), Installed { files: 1, written: 0, bytes: 0 });
+        assert_eq!(device.tree("esp"), before);
+    }
+}
+
+#[test]
+fn an_image_that_is_not_there_too_large_or_outside_is_refused_before_anything_is_written() {
+    type Spoil = fn(&Path);
+    let cases: [(&str, Spoil); 4] = [
+        ("boot-files.no-image", |image| fs::remove_file(image).unwrap()),
+        ("boot-files.no-image", |image| {
+            fs::remove_file(image).unwrap();
+            fs::create_dir(image).unwrap();
+        }),
+        ("boot-files.no-image", |image| {
+            fs::remove_file(image).unwrap();
+            symlink("/esp/EFI/Linux/bascule-4-a.efi", image).unwrap();
+        }),
+        ("boot-files.unfit", |image| {
+            fs::File::options().write(true).open(image).unwrap().set_len((256 << 20) + 1).unwrap();
+        }),
+    ];
+    for (code, spoil) in cases {
+        let device = device_with_image(3000, 5000);
+        let before = device.tree("esp");
+        spoil(&device.path("root/usr/lib/bascule/boot/uki/b.efi"));
+        assert_eq!(device.install_image().unwrap_err().code(), code);
+        assert_eq!(device.tree("esp"), before, "{code}");
+    }
+}
+
+/// Where a small file system can be mounted: the last cluster counts, and what is refused changed nothing.
+#[test]
+fn b7_an_image_needs_its_clusters_and_one_for_the_folder() {
+    let device = device_with_image(0, 0);
+    let small = device.path("small");
+    fs::create_dir(&small).unwrap();
+    let options = "size=64k";
+    let flags = nix::mount::MsFlags::empty();
+    if let Err(error) = nix::mount::mount(Some("none"), &small, Some("tmpfs"), flags, Some(options)) {
+        println!("skipped: no file system can be mounted: {error}");
+        return;
+    }
+    let place = small.join("bascule-5-b.off");
+    let install = |pages: usize, old: usize| {
+        device.put("root/usr/lib/bascule/boot/uki/b.efi", vec![2; pages * 4096 - 5]);
+        fs::write(&place, vec![1; old * 4096]).unwrap();
+        let image = BootImage::find(&device.path("root"), Group::B).unwrap();
+        image.install(&place, None).map_err(|error| error.to_string())
+    };
+    let found = [(15, 0), (16, 0), (15, 16), (16, 16)]
+        .map(|(pages, old)| (install(pages, old), fs::metadata(&place).unwrap().len()));
+    nix::mount::umount(&small).unwrap();
+    let refused = |found: &Result<Installed, String>| {
+        found.as_ref().is_err_and(|text| text.contains("take 69632 bytes, and the boot partition has 65536"))
+    };
+    assert!(found[0].0.is_ok() && found[2].0.is_ok(), "{found:?}");
+    assert!(refused(&found[1].0) && found[1].1 == 0, "{found:?}");
+    assert!(refused(&found[3].0) && found[3].1 == 16 * 4096, "{found:?}");
+}
+
+/// Not a test of its own: the half of the next ones that is killed.
 #[test]
 fn killed_half() {
     let Ok(home) = std::env::var(HOME) else { return };
     let device = Device { home: home.into(), _dir: None };
-    device.install(&["site.txt"]).unwrap();
+    if device.path("root/usr/lib/bascule/boot/uki").exists() {
+        device.install_image().unwrap();
+    } else {
+        device.install(&["site.txt"]).unwrap();
+    }
+}
+
+/// Killed before each call that changes the boot partition: no name is made or lost, the running group's image is untouched,
+/// and the next attempt finishes.
+#[test]
+fn a12_a_kill_at_any_call_of_an_image_leaves_only_the_unlisted_file_torn_and_the_next_attempt_finishes() {
+    let prepare = || device_with_image(300_000, 400_000);
+    let whole = prepare();
+    whole.install_image().unwrap();
+    let expected = whole.tree("esp");
+    let mut kills = 0;
+    for call in ["write", "copy_file_range", "ftruncate", "fsync", "unlink", "rename", "openat"] {
+        for when in 1.. {
+            let device = prepare();
+            let before = device.tree("esp");
+            let mut command = Command::new("strace");
+            let log = device.path("strace");
+            command.args(["-f", "-qq", "-e", &format!("trace={call}")]);
+            for path in ["EFI/Linux", OFF, "bascule", COPY] {
+                command.arg("-P").arg(device.path("esp").join(path));
+            }
+            command.args(["-e", &format!("inject={call}:signal=KILL:when={when}"), "-o"]).arg(&log);
+            command.arg(std::env::current_exe().unwrap()).args(["--exact", "killed_half"]).env(HOME, &device.home);
+            let Ok(output) = command.output() else {
+                println!("skipped: strace is not installed");
+                return;
+            };
+            if output.status.success() {
+                break;
+            }
+            if fs::read_to_string(&log).unwrap_or_default().is_empty() {
+                println!("skipped: strace cannot trace here: {}", String::from_utf8_lossy(&output.stderr));
+                return;
+            }
+            assert!(output.status.signal().is_some() || output.status.code() == Some(137), "{output:?}");
+            kills += 1;
+            let mut left = device.tree("esp");
+            let old = |name: &str| before[name].clone();
+            assert!(left.contains_key(COPY) || call != "unlink", "{call} {when}");
+            left.extend([(OFF.to_owned(), old(OFF)), (COPY.to_owned(), old(COPY))]);
+            assert_eq!(left, before, "killed at {call} {when}");
+            device.install_image().unwrap();
+            assert_eq!(device.tree("esp"), expected, "killed at {call} {when}");
+        }
+    }
+    assert!(kills > 10, "only {kills} kills");
 }
 
 /// Killed before each call that changes the boot partition: the running group's set is untouched, and the next attempt

@@ -11,6 +11,16 @@ pub const BOOT_FILES: &str = "usr/lib/bascule/boot/files";
 /// The kernel's name in a set.
 pub const SET_KERNEL: &str = "linux";
 
+/// Where a root has the unified kernel images of the groups, for a loader that starts them by such: each group has its own, for
+/// the words that the kernel is started with are in it.
+pub const BOOT_IMAGES: &str = "usr/lib/bascule/boot/uki";
+
+/// A group's unified kernel image in a root.
+#[must_use]
+pub fn boot_image(group: Group) -> String {
+    format!("{BOOT_IMAGES}/{}.efi", group.letter())
+}
+
 /// The folder of a group's set, from the root of the boot partition.
 #[must_use]
 pub fn boot_set(group: Group) -> String {

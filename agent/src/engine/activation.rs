@@ -2,6 +2,7 @@
 //!
 //! Nothing has been written by then: stopping here leaves the target unbootable and the booted system as it is.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use super::{Engine, Next};
 use crate::conditions;
 use crate::config::LockPolicy;
 use crate::device::DeviceError;
-use crate::loaders::Sets;
+use crate::loaders::{BootFiles, Sets, loader_said, told};
 use crate::mounted::{MountedRoot, lacks_watchdog};
 use crate::prepare::{PrepareError, still_holds};
 use crate::shared::{Answer, Refused};
@@ -168,37 +169,34 @@ impl Engine {
 
     /// A loader that cannot read the slot gets the prepared group's boot files where it looks for them.
     fn install_boot_files(&self) -> Result<(), ErrorReport> {
-        let sets = self.device.loader.sets(self.device.booted().target());
-        let Some(sets) = sets.map_err(|error| DeviceError::Boot(error).report(Phase::Activate))? else {
-            return Ok(());
-        };
-        let installed = self.install_set(&sets)?;
+        let wanted = self.device.loader.boot_files(self.device.booted().target()).map_err(loader_said)?;
+        let Some(wanted) = wanted else { return Ok(()) };
+        check_mounted(self.device.paths.root(), wanted.partition()).map_err(|error| told(&error))?;
+        let mounted = self.mount_target().ok_or_else(|| {
+            told(&BootFileError::Mount { reason: "no file system that this system knows is in the slot".into() })
+        })?;
+        let installed = match &wanted {
+            BootFiles::Set(sets) => self.install_set(sets, mounted.path()),
+            BootFiles::Image(entry) => entry.install(mounted.path()),
+        }?;
         tracing::info!(
             files = installed.files,
             written = installed.written,
             bytes = installed.bytes,
-            folder = %sets.prepared.display(),
+            partition = %wanted.partition().display(),
             "the boot files of the prepared group are in their place"
         );
         Ok(())
     }
 
-    fn install_set(&self, sets: &Sets) -> Result<Installed, ErrorReport> {
-        let told = |error: BootFileError| {
-            ErrorReport::new(error.code(), Phase::Activate, &error, error.hint(), error.disposition())
-        };
-        check_mounted(self.device.paths.root(), &sets.partition).map_err(told)?;
-        let mounted = self.mount_target().ok_or_else(|| {
-            told(BootFileError::Mount { reason: "no file system that this system knows is in the slot".into() })
-        })?;
+    fn install_set(&self, sets: &Sets, root: &Path) -> Result<Installed, ErrorReport> {
         // Its globs were read when the configuration was.
         let keep = KeepList::new(self.device.config.boot.keep_files.iter().map(String::as_str)).unwrap_or_default();
-        let places = SetPlaces { root: mounted.path(), running: &sets.running, target: &sets.prepared };
-        let set = BootFileSet::collect(places, &keep).map_err(told)?;
-        let lacking = sets.lacking(&set).map_err(|error| DeviceError::Boot(error).report(Phase::Activate))?;
-        match lacking {
-            Some(name) => Err(told(BootFileError::Missing { name })),
-            None => set.install().map_err(told),
+        let places = SetPlaces { root, running: &sets.running, target: &sets.prepared };
+        let set = BootFileSet::collect(places, &keep).map_err(|error| told(&error))?;
+        match sets.lacking(&set).map_err(loader_said)? {
+            Some(name) => Err(told(&BootFileError::Missing { name })),
+            None => set.install().map_err(|error| told(&error)),
         }
     }
 

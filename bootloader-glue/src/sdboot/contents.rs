@@ -32,7 +32,7 @@ pub(super) fn fault(kind: Kind, path: &Path) -> io::Result<Option<String>> {
     let text = match (kind, read_text(path)) {
         (_, Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
         (Kind::Image, _) => {
-            let read = section(path, b".osrel\0\0").and_then(|text| SortKeys::of_os_release(&text));
+            let read = open(path).and_then(|image| SortKeys::of_image(&image));
             return Ok(read.err().map(|_| "is no unified kernel image with a name".into()));
         }
         (Kind::Text, text) => text.ok(),
@@ -61,8 +61,13 @@ impl SortKeys {
     pub(super) fn read(root: &Path, kind: Kind, path: &Path) -> Result<Self, String> {
         match kind {
             Kind::Text => Self::of_text(root, &text(path)?),
-            Kind::Image => Self::of_os_release(&section(path, b".osrel\0\0")?),
+            Kind::Image => Self::of_image(&open(path)?),
         }
+    }
+
+    /// Those of a unified kernel image.
+    pub(super) fn of_image(image: &File) -> Result<Self, String> {
+        Self::of_os_release(&section(image, b".osrel\0\0")?)
     }
 
     fn of_text(root: &Path, text: &str) -> Result<Self, String> {
@@ -94,8 +99,24 @@ impl SortKeys {
 pub(super) fn kernel_words(kind: Kind, path: &Path) -> Result<String, String> {
     match kind {
         Kind::Text => Ok(values(&text(path)?, "options").collect::<Vec<_>>().join(" ")),
-        Kind::Image => section(path, b".cmdline"),
+        Kind::Image => words_of_image(&open(path)?),
     }
+}
+
+/// The words that a unified kernel image starts its kernel with.
+pub(super) fn words_of_image(image: &File) -> Result<String, String> {
+    section(image, b".cmdline")
+}
+
+/// A unified kernel image that has a kernel, and everything that its table of sections names.
+pub(super) fn check_whole(image: &File) -> Result<(), String> {
+    let length = image.metadata().map_err(|error| error.to_string())?.len();
+    let sections = sections(image)?;
+    if sections.iter().any(|section| section.at.saturating_add(section.stored) > length) {
+        return Err("it ends before its last section does".into());
+    }
+    let has_kernel = sections.iter().any(|section| &section.name == b".linux\0\0" && section.stored > 0);
+    if has_kernel { Ok(()) } else { Err("it has no kernel".into()) }
 }
 
 /// The values of a key in an entry or in `loader.conf`, as the loader reads lines (`line_get_key_value`).
@@ -123,28 +144,46 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
+fn open(path: &Path) -> Result<File, String> {
+    File::open(path).map_err(|error| error.to_string())
+}
+
 /// The bytes of one section of a PE file, as text.
-fn section(path: &Path, name: &[u8; 8]) -> Result<String, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let read = |at: u64, length: usize| {
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, at).map(|()| bytes).map_err(|_| "it is no EFI program".to_owned())
-    };
+fn section(image: &File, name: &[u8; 8]) -> Result<String, String> {
+    let sections = sections(image)?;
+    let found = sections.iter().find(|section| &section.name == name).ok_or("it is no unified kernel image")?;
+    let length = found.used.min(found.stored).min(MOST_BYTES);
+    let bytes = bytes_at(image, found.at, usize::try_from(length).unwrap_or_default())?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
+}
+
+/// One section of a PE file: its name, where its bytes begin, how many are stored and how many of them are used.
+struct Section {
+    name: [u8; 8],
+    at: u64,
+    stored: u64,
+    used: u64,
+}
+
+/// The table of sections.
+fn sections(image: &File) -> Result<Vec<Section>, String> {
     let number = |at: u64, length: usize| {
-        read(at, length).map(|bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        bytes_at(image, at, length).map(|bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     };
     let header = number(0x3c, 4)?;
-    if read(0, 2)? != b"MZ" || read(header, 4)? != b"PE\0\0" {
+    if bytes_at(image, 0, 2)? != b"MZ" || bytes_at(image, header, 4)? != b"PE\0\0" {
         return Err("it is no EFI program".into());
     }
     let table = header + 24 + number(header + 20, 2)?;
-    for index in 0..number(header + 6, 2)?.min(MOST_SECTIONS) {
+    let section = |index: u64| {
         let entry = table + index * 40;
-        if read(entry, 8)? == name {
-            let length = number(entry + 8, 4)?.min(number(entry + 16, 4)?).min(MOST_BYTES);
-            let bytes = read(number(entry + 20, 4)?, usize::try_from(length).unwrap_or_default())?;
-            return Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned());
-        }
-    }
-    Err("it is no unified kernel image".into())
+        let name = bytes_at(image, entry, 8)?.try_into().unwrap_or_default();
+        Ok(Section { name, at: number(entry + 20, 4)?, stored: number(entry + 16, 4)?, used: number(entry + 8, 4)? })
+    };
+    (0..number(header + 6, 2)?.min(MOST_SECTIONS)).map(section).collect()
+}
+
+fn bytes_at(image: &File, at: u64, length: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; length];
+    image.read_exact_at(&mut bytes, at).map(|()| bytes).map_err(|_| "it is no EFI program".to_owned())
 }

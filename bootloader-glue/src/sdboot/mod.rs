@@ -31,6 +31,8 @@
 //! would not have written are *damage*: `mark_unbootable` and `mark_good` then [rebuild](Step), in several renames, first
 //! the booted group's uncounted entry, then the rest. Nothing is ever deleted: two names may share their clusters.
 //!
+//! A unified kernel image is the entry itself: the next one is written into the `.off` file (the module `image`).
+//!
 //! An entry that is empty, or names no kernel, is one that the loader passes over whatever its name says: [`view`] calls it
 //! damage, and a rebuild makes it anew from the copy in `bascule/`. Such a file is left when a cut comes between a rename and
 //! the sync of what it names, or by somebody's editor. The new text is written under a name that the loader does not list
@@ -53,6 +55,7 @@
 //! All of this was tried with systemd-boot 252 itself (`tests/real_sdboot.rs`).
 
 mod contents;
+mod image;
 mod listing;
 pub mod names;
 pub mod partition;
@@ -68,6 +71,7 @@ use bascule_core::{BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
 use crate::{BootBackend, BootError};
 
 use contents::SortKeys;
+pub use image::ImagePlace;
 use listing::{Faults, Listing};
 use names::{Kind, Owner};
 use plan::Refusal;
@@ -230,6 +234,20 @@ impl SdBootBackend {
         }
     }
 
+    /// The file of a group's entry that the loader does not list, nor any other of the group: nothing starts what is written
+    /// there.
+    fn unlisted(&self, group: Group) -> Result<PathBuf, BootError> {
+        let listing = self.listing()?;
+        // Stopping here is safe: nothing was written. A torn text in the file is what an earlier call left.
+        if let Some(damage) = listing.damage_listed() {
+            return Err(self.damaged(damage));
+        }
+        let off = listing.off(group).filter(|_| listing.listed().all(|found| !found.is_of(group)));
+        let listed = || format!("the loader may start group {group}, whose entry was to be written");
+        let off = off.ok_or_else(|| beyond_repair(&self.directory(), listed()))?;
+        Ok(self.directory().join(&off.file))
+    }
+
     fn damaged(&self, damage: String) -> BootError {
         BootError::Damaged { path: self.directory(), damage }
     }
@@ -267,6 +285,42 @@ impl BootBackend for SdBootBackend {
     fn roll_back(&self, booted: BootedGroup) -> Result<(), BootError> {
         self.perform(Act::RollBack(booted))
     }
+}
+
+/// Which kind of entries a boot partition has of ours; `None` where there is neither an entry nor a copy of one.
+///
+/// Names that the loader does not list count only where it lists none of ours: they may be left from the other kind.
+///
+/// # Errors
+/// [`BootError::NotTheLoaders`] without the loader's configuration, [`BootError::MixedEntries`] where there are both kinds.
+pub fn kind_on(root: &Path) -> Result<Option<Kind>, BootError> {
+    if !root.join(MARK).is_file() {
+        return Err(BootError::NotTheLoaders { dir: root.to_owned(), missing: MARK });
+    }
+    let mut ours = Vec::new();
+    for kind in Kind::ALL {
+        let names = match store::names(&root.join(kind.directory())) {
+            Err(BootError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names?,
+        };
+        ours.extend(names.iter().filter_map(|name| match names::owner(name, kind) {
+            Owner::Foreign => None,
+            Owner::Ours(entry) => Some((kind, entry.is_listed())),
+            Owner::Odd(_) => Some((kind, true)),
+        }));
+        let is_kept = Group::ALL.into_iter().any(|group| root.join(copy(group, kind)).is_file());
+        ours.extend(is_kept.then_some((kind, false)));
+    }
+    let has = |kind: Kind, listed: bool| ours.iter().any(|it| it.0 == kind && (it.1 || !listed));
+    for listed in [true, false] {
+        match Kind::ALL.map(|kind| has(kind, listed)) {
+            [true, true] => return Err(BootError::MixedEntries { dir: root.to_owned() }),
+            [true, false] => return Ok(Some(Kind::Text)),
+            [false, true] => return Ok(Some(Kind::Image)),
+            [false, false] => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Where a copy of a group's entry is kept, from the root of the boot partition.

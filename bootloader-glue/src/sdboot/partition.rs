@@ -171,17 +171,9 @@ impl SdBootBackend {
             let images = "entries of this kind are whole images, which bring their words with them".into();
             return Err(beyond_repair(&self.directory(), images));
         }
-        let listing = self.listing()?;
-        // A torn text in the file that is written now is what an earlier call left.
-        if let Some(damage) = listing.damage_listed() {
-            return Err(self.damaged(damage));
-        }
-        let Some(file) = listing.off(group).filter(|_| listing.listed().all(|found| !found.is_of(group))) else {
-            let listed = format!("the loader may start group {group}, whose entry was to be written");
-            return Err(beyond_repair(&self.directory(), listed));
-        };
+        let file = self.unlisted(group)?;
         let text = kernel.entry(group).into_bytes();
-        store::overwrite(&self.directory().join(&file.file), &text)?;
+        store::overwrite(&file, &text)?;
         let copy = self.root.join(super::copy(group, Kind::Text));
         if copy.is_file() { store::overwrite(&copy, &text) } else { Ok(()) }
     }

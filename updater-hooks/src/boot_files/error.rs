@@ -18,6 +18,21 @@ pub enum BootFileError {
     /// The prepared root has none.
     #[error("the prepared root has no kernel at /{KERNEL}, and the boot loader cannot look for one in the slot")]
     NoKernel(#[source] io::Error),
+    /// The prepared root has no image for the group.
+    #[error("the prepared root has no unified kernel image at /{name}, and the boot loader starts the group by one")]
+    NoImage {
+        /// Its path from the root.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody has exchanged the file between the look at it and the end of the write.
+    #[error("the boot image was written to {path}, which is no longer the file that the loader would start")]
+    Moved {
+        /// Where it was written.
+        path: PathBuf,
+    },
     /// A file cannot be taken into the set.
     #[error("the boot file {name} cannot be taken: {fault}")]
     Unfit {
@@ -81,6 +96,8 @@ impl BootFileError {
         match self {
             BootFileError::Mount { .. } => "boot-files.mount",
             BootFileError::NoKernel(_) => "boot-files.no-kernel",
+            BootFileError::NoImage { .. } => "boot-files.no-image",
+            BootFileError::Moved { .. } => "boot-files.moved",
             BootFileError::Unfit { .. } => "boot-files.unfit",
             BootFileError::Read { .. } => "boot-files.read",
             BootFileError::NoRoom { .. } => "boot-files.no-room",
@@ -97,6 +114,12 @@ impl BootFileError {
         match self {
             BootFileError::Mount { .. } => "build its file system into this kernel, or load the module".into(),
             BootFileError::NoKernel(_) => "put the kernel into the image when it is built".into(),
+            BootFileError::NoImage { .. } => {
+                "put an image for each group into the image when it is built: docs/loaders.md".into()
+            }
+            BootFileError::Moved { .. } => {
+                "check the boot partition with `fsck.vfat -n`: it may have one file under two names".into()
+            }
             BootFileError::Unfit { .. } => format!("see what is in the image's /{BOOT_FILES}: docs/loaders.md"),
             BootFileError::Read { .. } => "check the image, and the boot partition (`fsck.vfat -n`)".into(),
             BootFileError::NoRoom { .. } => {

@@ -12,10 +12,13 @@
 //! and on the way back there is nothing to restore, whichever way it is. A cut in the middle leaves rubbish in a folder that
 //! nothing starts from, and the next attempt makes it what it has to be.
 //!
+//! Where the loader starts groups by unified kernel images, there is one file in place of a set: the module [`image`].
+//!
 //! Before the first write it is known that the set fits (the module `room`) and that every name can be had on FAT. What is
 //! there already is not written again; what is written is read back from the medium.
 
 mod error;
+mod image;
 mod keep;
 mod room;
 mod set;
@@ -28,6 +31,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::statvfs;
 
 pub use error::BootFileError;
+pub use image::BootImage;
 pub use keep::KeepList;
 pub use set::MOST_FILES;
 use set::Wanted;

@@ -135,14 +135,15 @@ pub(super) fn folded(name: &str) -> String {
 }
 
 /// A file or folder; links lead where they would if `root` were the root of the system.
-fn open_below(root: &Path, path: &Path) -> io::Result<File> {
+pub(super) fn open_below(root: &Path, path: &Path) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let how = OpenHow::new().flags(flags).resolve(resolve);
     Ok(File::from(openat2(File::open(root)?, path, how)?))
 }
 
-fn regular(file: File) -> io::Result<(File, u64)> {
+/// A regular file, with its length.
+pub(super) fn regular(file: File) -> io::Result<(File, u64)> {
     let about = file.metadata()?;
     if about.is_file() { Ok((file, about.len())) } else { Err(Errno::EINVAL.into()) }
 }

@@ -47,6 +47,12 @@ pub(super) fn remove_others(folder: &Path, wanted: &[Wanted]) -> Result<(), Boot
     if is_changed { sync(folder).map_err(failed(folder)) } else { Ok(()) }
 }
 
+/// Removes one file, durably.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    sync(path.parent().unwrap_or(path))
+}
+
 /// Makes the folders that the files are in.
 pub(super) fn make_folders(folder: &Path, wanted: &[Wanted]) -> Result<(), BootFileError> {
     for path in folders(folder, wanted) {
