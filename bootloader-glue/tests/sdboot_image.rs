@@ -87,8 +87,11 @@ fn an_image_goes_into_the_file_that_the_loader_does_not_list_and_nowhere_while_i
     fs::write(esp.entries().join("bascule-0-b.off"), "").unwrap();
     assert_eq!(found(), place("bascule-0-b.off", None));
     for listed in ["bascule-5-b+3-0.efi", "bascule-5-b.efi", "bascule-5-b+0-3.efi"] {
-        esp.set(&["bascule-4-a.efi", listed]);
-        assert_eq!(found(), Err("boot.beyond-repair"), "{listed}");
+        // Neither with nor without a file of the group that it does not list.
+        for beside in [&["bascule-4-a.efi", listed, "bascule-3-b.off"][..], &["bascule-4-a.efi", listed]] {
+            esp.set(beside);
+            assert_eq!(found(), Err("boot.beyond-repair"), "{beside:?}");
+        }
         backend.mark_unbootable(b()).unwrap();
         assert_eq!(found(), place("bascule-5-b.off", None), "{listed}");
     }

@@ -123,7 +123,8 @@ impl BootFileError {
             BootFileError::Unfit { .. } => format!("see what is in the image's /{BOOT_FILES}: docs/loaders.md"),
             BootFileError::Read { .. } => "check the image, and the boot partition (`fsck.vfat -n`)".into(),
             BootFileError::NoRoom { .. } => {
-                "make room on the boot partition, which holds the sets of both groups, or make the set smaller".into()
+                "make room on the boot partition, which holds the boot files of both groups, or make them smaller"
+                    .into()
             }
             BootFileError::NotMounted { .. } => "mount the boot partition (see `findmnt` and fstab)".into(),
             BootFileError::Missing { .. } => {
