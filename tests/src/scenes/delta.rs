@@ -22,7 +22,10 @@ const MEMORY: u64 = 32 << 20;
 /// A delta fetched in this many seconds can be met in its middle.
 const SLOWED_TO_SECONDS: u64 = 20;
 
-/// Changes 50 files and says so: 19 notes and the map, 5 new notes, 15 libraries, and the times of 10 programs.
+/// How many files [`WRITE_TO_ROOT`] changes: 19 notes and the map, 5 new notes, 15 libraries, and the times of 10 programs.
+const WRITTEN_TO: usize = 50;
+
+/// Changes files of the root, and prints how many.
 const WRITE_TO_ROOT: &str = r#"(set -e
 touch /run/before
 mount -o remount,rw /
@@ -30,7 +33,7 @@ cd /usr/share/demo/places
 for file in note-0?.txt note-1?.txt; do echo "written on the device" >> "$file"; done
 printf x | dd of=map.bin bs=1 seek=12345678 conv=notrunc status=none
 for new in 1 2 3 4 5; do echo new > "new-$new.txt"; done
-find /usr/lib/x86_64-linux-gnu -type f -name '*.so.*' | sort | sed -n 1,15p | while read -r file; do printf x >> "$file"; done
+find /usr/lib/*-linux-gnu -type f -name '*.so.*' | sort | sed -n 1,15p | while read -r file; do printf x >> "$file"; done
 find /usr/bin -type f | sort | sed -n 1,10p | xargs touch
 cd /
 sync
@@ -48,12 +51,10 @@ impl Stage {
         self.timeline.heading(&format!("{} by delta, on a root that was written to", system.version));
         let bundle = DeltaBundle::open(&self.images, &system)?;
         let before = self.status()?;
-        let files = self.machine.succeed(WRITE_TO_ROOT)?;
-        self.say(
-            "person",
-            format!("makes the root writable and changes {} files", files.trim()),
-            "and read-only again",
-        );
+        let printed = self.machine.succeed(WRITE_TO_ROOT)?;
+        let files: usize = printed.trim().parse().with_context(|| format!("writing to the root said: {printed}"))?;
+        ensure!(files == WRITTEN_TO, "{files} files were changed, not {WRITTEN_TO}");
+        self.say("person", format!("makes the root writable and changes {files} files"), "and read-only again");
         let start = self.slot_start(&before, &text_at(&before, "/booted"))?;
         let fit = bundle.fit(&self.machine.disk(), start)?;
         ensure!(fit.missing.image > 0, "the delta still fits all of the root");
