@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_core::Group;
-use bascule_image::disk::{DiskSpec, Loader, Sizes, SlotContent, create_disk_for};
+use bascule_image::disk::{Arch, DiskSpec, Loader, Sizes, SlotContent, create_disk_for};
 
 use crate::Images;
 use crate::Machine;
@@ -51,6 +51,15 @@ pub fn loader(name: &str) -> Result<Loader> {
 #[must_use]
 pub fn name(loader: Loader) -> &'static str {
     LOADERS.iter().find(|(_, known)| *known == loader).map_or("", |(name, _)| name)
+}
+
+/// The loader of the disk that is made with the images, and of a demo that is not told of one.
+#[must_use]
+pub fn usual_loader(arch: Arch) -> Loader {
+    match arch {
+        Arch::X86_64 => Loader::Grub,
+        Arch::Aarch64 => Loader::Uboot,
+    }
 }
 
 /// How a machine with such a disk starts.

@@ -166,7 +166,7 @@ impl MachineBuilder {
         let machine = Machine {
             loader: match (&self.copy, &self.factory) {
                 (Some((loader, _)), _) | (None, Some((loader, _))) => *loader,
-                (None, None) => usual_loader(&self.images),
+                (None, None) => factory::usual_loader(self.images.arch),
             },
             images: self.images,
             logs,
@@ -204,7 +204,7 @@ impl Machine {
             images: images.clone(),
             factory: None,
             copy: None,
-            boot: factory::boot(usual_loader(images)),
+            boot: factory::boot(factory::usual_loader(images.arch)),
             memory_mib: 512,
             watchdog: false,
         }
@@ -521,14 +521,6 @@ impl Machine {
 
     fn ping_address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.ping_port))
-    }
-}
-
-/// The loader of the disk that was made with the images.
-fn usual_loader(images: &Images) -> Loader {
-    match images.arch {
-        Arch::X86_64 => Loader::Grub,
-        Arch::Aarch64 => Loader::Uboot,
     }
 }
 

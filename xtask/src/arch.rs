@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cargo;
 
@@ -28,6 +28,27 @@ impl Arch {
         match [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.name() == name) {
             Some(arch) => Ok((arch, rest)),
             None => bail!("no architecture {name:?}: it is x86_64 or aarch64"),
+        }
+    }
+
+    /// Sees that its devices can play what a command is asked for, before its systems are made, which takes long.
+    ///
+    /// # Errors
+    /// When they start through another loader than the one after `--loader`, or the command is not for them.
+    pub(crate) fn ensure_plays(self, command: &str, rest: &[String]) -> Result<()> {
+        if self == Arch::X86_64 {
+            return Ok(());
+        }
+        let name = self.name();
+        ensure!(
+            command == "demo",
+            "`cargo xtask {command}` has no --arch {name}: it plays on this machine's own processor"
+        );
+        match rest {
+            [option, loader, ..] if option == "--loader" && loader != "uboot" => {
+                bail!("a device with {name} starts only through U-Boot: say --loader uboot, or leave it out")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -87,6 +108,20 @@ mod tests {
         assert_eq!(taken("--loader uboot --arch aarch64").unwrap(), (Arch::Aarch64, "--loader uboot".into()));
         assert_eq!(taken("--arch aarch64 uboot").unwrap(), (Arch::Aarch64, "uboot".into()));
         assert_eq!(taken("--loader grub").unwrap(), (Arch::X86_64, "--loader grub".into()));
+    }
+
+    #[test]
+    fn what_devices_with_64_bit_arm_cannot_play_is_refused_before_anything_is_made() {
+        let plays = |arch: Arch, command: &str, rest: &[&str]| {
+            arch.ensure_plays(command, &rest.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()).is_ok()
+        };
+        assert!(plays(Arch::Aarch64, "demo", &[]));
+        assert!(plays(Arch::Aarch64, "demo", &["--loader", "uboot"]));
+        assert!(!plays(Arch::Aarch64, "demo", &["--loader", "grub"]));
+        assert!(!plays(Arch::Aarch64, "matrix", &["--loader", "uboot"]));
+        assert!(!plays(Arch::Aarch64, "bench", &["install"]));
+        assert!(plays(Arch::X86_64, "matrix", &["--loader", "grub"]));
+        assert!(plays(Arch::X86_64, "bench", &["install"]));
     }
 
     #[test]

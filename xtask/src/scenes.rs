@@ -28,6 +28,9 @@ pub(crate) fn image(arguments: &[String]) -> Result<ExitCode> {
 pub(crate) fn build(arguments: &[String]) -> Result<ExitCode> {
     let (arch, arguments) = Arch::take(arguments)?;
     ensure!(arguments.is_empty(), "`cargo xtask build` takes only --arch");
+    if arch == Arch::Aarch64 {
+        setup::ensure_for_aarch64()?;
+    }
     build_programs(arch)?;
     for name in image::DEVICE_PROGRAMS {
         let program = cargo::device_programs(arch)?.join(name);
@@ -53,6 +56,8 @@ pub(crate) fn matrix(arguments: &[String]) -> Result<ExitCode> {
 
 /// Measures.
 pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
+    let (arch, rest) = Arch::take(arguments)?;
+    arch.ensure_plays("bench", &rest)?;
     setup::ensure_for_bench()?;
     if matches!(arguments.first().map(String::as_str), Some("delta" | "apply")) {
         setup::ensure()?;
@@ -74,7 +79,10 @@ pub(crate) fn prepare() -> Result<image::Images> {
 fn prepare_for(arch: Arch) -> Result<image::Images> {
     match arch {
         Arch::X86_64 => setup::ensure()?,
-        Arch::Aarch64 => setup::ensure_for_uboot(arch)?,
+        Arch::Aarch64 => {
+            setup::ensure_for_uboot(arch)?;
+            setup::ensure_aarch64_works()?;
+        }
     }
     build_programs(arch)?;
     if arch != Arch::X86_64 {
@@ -87,16 +95,14 @@ fn prepare_for(arch: Arch) -> Result<image::Images> {
 fn build_programs(arch: Arch) -> Result<()> {
     match arch {
         Arch::X86_64 => cargo::build_programs(),
-        Arch::Aarch64 => {
-            setup::ensure_for_aarch64()?;
-            cargo::build_device_programs(arch)
-        }
+        Arch::Aarch64 => cargo::build_device_programs(arch),
     }
 }
 
 /// A program that may be asked for U-Boot, which then has to be built.
 fn with_loader(program: &str, arguments: &[String]) -> Result<ExitCode> {
     let (arch, rest) = Arch::take(arguments)?;
+    arch.ensure_plays(program, &rest)?;
     if arch == Arch::X86_64 && rest.iter().any(|argument| argument == "uboot") {
         setup::ensure_for_uboot(arch)?;
         image::uboot::ensure(arch)?;

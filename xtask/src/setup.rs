@@ -100,7 +100,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
 /// # Errors
 /// When something is missing and cannot be installed; the text says what to do by hand.
 pub(crate) fn ensure() -> Result<()> {
-    ensure_all(&PACKAGES)
+    ensure_all(&[&PACKAGES])
 }
 
 /// Sees that what only the measurements need is there too.
@@ -108,7 +108,7 @@ pub(crate) fn ensure() -> Result<()> {
 /// # Errors
 /// As [`ensure`].
 pub(crate) fn ensure_for_bench() -> Result<()> {
-    ensure_all(&FOR_BENCH)
+    ensure_all(&[&FOR_BENCH])
 }
 
 /// Sees that what only the build of U-Boot needs is there too.
@@ -116,11 +116,9 @@ pub(crate) fn ensure_for_bench() -> Result<()> {
 /// # Errors
 /// As [`ensure`].
 pub(crate) fn ensure_for_uboot(arch: Arch) -> Result<()> {
-    ensure()?;
-    ensure_all(&FOR_UBOOT)?;
     match arch {
-        Arch::X86_64 => Ok(()),
-        Arch::Aarch64 => ensure_all(&FOR_AARCH64),
+        Arch::X86_64 => ensure_all(&[&PACKAGES, &FOR_UBOOT]),
+        Arch::Aarch64 => ensure_all(&[&PACKAGES, &FOR_UBOOT, &FOR_AARCH64]),
     }
 }
 
@@ -129,13 +127,21 @@ pub(crate) fn ensure_for_uboot(arch: Arch) -> Result<()> {
 /// # Errors
 /// As [`ensure`].
 pub(crate) fn ensure_for_aarch64() -> Result<()> {
-    ensure_all(&FOR_AARCH64)?;
+    ensure_all(&[&FOR_AARCH64])?;
+    ensure_aarch64_works()
+}
+
+/// The same, where the packages are there.
+///
+/// # Errors
+/// When the compiler lacks its part or the kernel runs no such programs, and neither can be mended.
+pub(crate) fn ensure_aarch64_works() -> Result<()> {
     aarch64::ensure_target()?;
     aarch64::ensure_runs()
 }
 
-fn ensure_all(packages: &'static [Package]) -> Result<()> {
-    let missing = missing(packages)?;
+fn ensure_all(groups: &[&'static [Package]]) -> Result<()> {
+    let missing = groups.iter().map(|packages| missing(packages)).collect::<Result<Vec<_>>>()?.concat();
     if missing.is_empty() {
         println!("setup: everything is installed");
         return Ok(());

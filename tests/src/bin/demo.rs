@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use bascule_image::disk::Loader;
 use bascule_tests::scenes::Stage;
-use bascule_tests::{MachineBuilder, factory};
+use bascule_tests::{Images, MachineBuilder, factory};
 
 const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot|efi] [--arch aarch64]";
 
@@ -12,8 +12,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let loader = match words[..] {
-        [] => Ok(Loader::Grub),
-        ["--loader", name] => factory::loader(name),
+        [] => Ok(None),
+        ["--loader", name] => factory::loader(name).map(Some),
         _ => Err(anyhow::anyhow!("only --loader is known")),
     };
     let loader = match loader {
@@ -23,14 +23,19 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match play(loader) {
+    let images = match Images::load() {
+        Ok(images) => images,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match play(loader.unwrap_or(factory::usual_loader(images.arch))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nerror: the demo did not go as told");
             eprintln!("caused by: {error:#}");
-            eprintln!(
-                "hint: the serial console of every boot is under target/bascule/logs/, for another processor under target/bascule-ARCH/logs/"
-            );
+            eprintln!("hint: the serial console of every boot is under {}", images.directory.join("logs").display());
             ExitCode::FAILURE
         }
     }
