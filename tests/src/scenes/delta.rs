@@ -19,6 +19,9 @@ const WINDOW: u64 = 64 << 10;
 /// The most memory that the daemon may need for an install.
 const MEMORY: u64 = 32 << 20;
 
+/// So many chunks are fetched and not yet written at a time: one for each of two cores, and one at each end.
+const IN_THE_MAKING: u64 = 4;
+
 /// A delta fetched in this many seconds can be met in its middle.
 const SLOWED_TO_SECONDS: u64 = 20;
 
@@ -100,7 +103,8 @@ impl Stage {
         let second = wire.bytes(&self.server).saturating_sub(sent);
         let transfer = self.transfer(&system.version)?;
         self.tell_bytes(&bundle, second)?;
-        let most = bundle.delta() + CHECKPOINT + wire.openings(&self.server) * bundle.head().max(WINDOW);
+        let lost = CHECKPOINT + IN_THE_MAKING * bundle.largest()?;
+        let most = bundle.delta() + lost + wire.openings(&self.server) * bundle.head().max(WINDOW);
         self.say(
             "demo",
             format!("{} before the kill, {} after it", mebibytes(first), mebibytes(second)),

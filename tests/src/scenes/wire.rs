@@ -77,6 +77,13 @@ impl DeltaBundle {
         self.delta.base.version.clone().unwrap_or_default()
     }
 
+    /// Stored bytes of the chunk that has most of them.
+    pub(super) fn largest(&self) -> Result<u64> {
+        let full = self.reader.chunk_table(0).context("there is no chunk table")?;
+        let delta = self.reader.delta_table(0, 0).context("there is no delta table")?;
+        Ok(delta.chunks(full).map(|chunk| u64::from(chunk.stored_len)).max().unwrap_or_default())
+    }
+
     /// Bytes of the image in chunks some source of which is predicted, and in those that are packed again.
     pub(super) fn transformed(&self) -> Result<(u64, u64)> {
         let full = self.reader.chunk_table(0).context("there is no chunk table")?;

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::btf;
 use super::ext4::{self, Extent};
 use super::scan::{Kind, SECTION_BITS, u16_at, u32_at, u64_at};
+use super::{btf, flat};
 use crate::delta::explain::Matter;
 
 /// An ELF file of an image.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Found {
     /// Where it lies, in the order of the file.
     pub(crate) extents: Vec<Extent>,
@@ -44,6 +44,8 @@ impl FoundSection {
     }
 }
 
+/// A kernel that is no ELF file is not shorter.
+const LEAST_FLAT: u64 = 1 << 20;
 /// Bytes of a block, where files begin.
 const BLOCK: usize = 4096;
 const MAGIC: &[u8] = b"\x7fELF\x02\x01\x01";
@@ -112,7 +114,8 @@ impl Found {
     fn read(image: &[u8], extents: Vec<Extent>) -> Option<Self> {
         let first = extents.first().filter(|extent| extent.at == 0)?;
         if !image.get(first.start as usize..)?.starts_with(MAGIC) {
-            return None;
+            let is_long = extents.iter().map(|extent| extent.length).sum::<u64>() >= LEAST_FLAT;
+            return if is_long { flat::read(&content(image, &extents), extents) } else { None };
         }
         let bytes = content(image, &extents);
         let (form, machine) = (u16_at(&bytes, 16)?, u16_at(&bytes, 18)?);
@@ -161,7 +164,7 @@ impl Found {
     }
 
     /// Adds a section; one that is read better in parts, in these.
-    fn push(&mut self, section: FoundSection, content: &[u8], is_kernel: bool) {
+    pub(super) fn push(&mut self, section: FoundSection, content: &[u8], is_kernel: bool) {
         let mut parts = vec![(section.kind, 0)];
         match section.kind {
             Kind::Types => {
@@ -223,11 +226,17 @@ const LEAST_COMPLEMENTS: usize = 2048;
 
 /// Where a table of complements is, which are the addresses of a kernel's symbols: a long row of them that descends.
 fn complements(content: &[u8], room: u32) -> Option<(usize, usize)> {
+    ascending(content, room, |word| !word)
+}
+
+/// The longest row of words that are addresses once `read`, and ascend.
+pub(crate) fn ascending(content: &[u8], room: u32, read: impl Fn(u32) -> u32) -> Option<(usize, usize)> {
     let mut best = 0..0;
     let mut start = 0usize;
     let mut before = None;
     for (number, word) in content.as_chunks::<4>().0.iter().enumerate() {
-        let value = !u32::from_le_bytes(*word);
+        // Long rows of zeroes are everywhere.
+        let value = if *word == [0; 4] { u32::MAX } else { read(u32::from_le_bytes(*word)) };
         let follows = value <= room && before.is_none_or(|before| value >= before);
         if !follows {
             start = if value <= room { number } else { number + 1 };

@@ -158,7 +158,7 @@ fn look<'p>(old: &'p Found, new: &'p Found, old_bytes: &[u8], new_bytes: &[u8], 
     let old_numbers = own_numbers(old);
     let (old_symbols, new_symbols) = (bases(&old.symbols, &old_numbers), bases(&new.symbols, &numbers));
     let mut look = Look { old, new, old_bytes, new_bytes, numbers, old_symbols, new_symbols, seen: Vec::new() };
-    let is_words = |kind| matches!(kind, Kind::RelativeWords | Kind::LowWords | Kind::Complements);
+    let is_words = |kind| matches!(kind, Kind::RelativeWords | Kind::LowWords | Kind::Complements | Kind::Offsets);
     let is_table = |section: &FoundSection| {
         matches!(section.kind, Kind::Relocations | Kind::ObjectRelocations) || is_words(section.kind)
     };

@@ -14,7 +14,7 @@
 //! | [`arm64`] | references in aarch64 instructions |
 //! | [`btf`] | references in the type information of Linux |
 //! | [`side`] | the prediction's bytes at the end of a delta table |
-//! | [`ext4`], [`elf`] | finds files in an image, and their sections (host) |
+//! | [`ext4`], [`elf`], [`flat`] | finds files in an image, and their sections (host) |
 //! | [`learn`], [`entries`], [`fit`] | finds out where addresses went (host) |
 
 pub(crate) mod arm64;
@@ -24,6 +24,7 @@ pub(crate) mod elf;
 pub(crate) mod entries;
 pub(crate) mod ext4;
 pub(crate) mod fit;
+pub(crate) mod flat;
 pub(crate) mod learn;
 pub(crate) mod map;
 pub(crate) mod scan;

@@ -48,11 +48,13 @@ pub(crate) enum Kind {
     Complements,
     /// aarch64 instructions.
     Arm64Code,
+    /// Words of four bytes, counted from the file's lowest address.
+    Offsets,
 }
 
 impl Kind {
     /// All of them; a kind's place is its number in the format.
-    pub(crate) const ALL: [Kind; 19] = [
+    pub(crate) const ALL: [Kind; 20] = [
         Kind::Code,
         Kind::ObjectCode,
         Kind::Frames,
@@ -72,6 +74,7 @@ impl Kind {
         Kind::TypeRecords,
         Kind::Complements,
         Kind::Arm64Code,
+        Kind::Offsets,
     ];
 }
 
@@ -168,7 +171,7 @@ pub(crate) fn scan(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMu
             each(context, bytes.len(), 4, |at| checksum(bytes, at, visit));
         }
         Kind::Types | Kind::TypeRecords => btf::scan(context, bytes, visit),
-        Kind::RelativeWords | Kind::LowWords | Kind::Complements => half_words(context, bytes, visit),
+        Kind::RelativeWords | Kind::LowWords | Kind::Complements | Kind::Offsets => half_words(context, bytes, visit),
     }
 }
 
@@ -309,6 +312,7 @@ fn half_words(context: &Context<'_>, bytes: &mut [u8], visit: &mut dyn FnMut(&mu
         let Some(value) = u32_at(bytes, at) else { return };
         let (target, anchor) = match context.kind {
             Kind::LowWords => (context.inside(i64::from(value as i32).cast_unsigned()), Anchor::Fixed),
+            Kind::Offsets => (Some(value).filter(|target| *target <= context.room), Anchor::Fixed),
             Kind::Complements => (Some(!value).filter(|target| *target <= context.room), Anchor::FixedUntil),
             _ => (context.relative(context.address(at), value), Anchor::Place),
         };

@@ -18,7 +18,7 @@ use crate::table::{Chunk, ChunkKind, ChunkTable};
 
 mod linker;
 
-use linker::{arm64_shared_object, kernel, module, next_version, program, shared_object};
+use linker::{arm64_shared_object, flat_kernel, kernel, module, next_version, program, shared_object};
 
 const CHUNK: usize = 64 << 10;
 
@@ -45,7 +45,8 @@ fn pair() -> (Vec<u8>, Vec<u8>) {
     let files = |one: &[_], other: &[_], release| {
         let (first, second) = (shared_object(one), shared_object(other));
         let (kernel, arm64) = (packed(&kernel(one, release - 1)), arm64_shared_object(one));
-        image(&[first, module(other, release), vec![7; 5000], kernel, second, module(one, release), arm64])
+        let flat = packed(&flat_kernel(one, release - 1));
+        image(&[first, module(other, release), vec![7; 5000], kernel, second, module(one, release), arm64, flat])
     };
     (files(&one, &other, 1), files(&next_version(&one), &next_version(&other), 3))
 }

@@ -244,6 +244,45 @@ pub(crate) fn kernel(program: &[Function], more: u32) -> Vec<u8> {
     kernel
 }
 
+/// Where a kernel for aarch64 is in memory.
+const FLAT: u64 = 0xffff_8000_0800_0000;
+
+/// A kernel for aarch64 as it is started: header, calls, the places that hold addresses, the offsets of its symbols, and
+/// types. `more` of these are there before the others.
+pub(crate) fn flat_kernel(program: &[Function], more: u32) -> Vec<u8> {
+    let starts = starts(program);
+    let mut kernel = vec![0u8; 0x1_0000];
+    kernel[56..60].copy_from_slice(b"ARM\x64");
+    let at_start = kernel.len();
+    for function in program {
+        kernel.resize(at_start + starts[&function.name] as usize, 0);
+        let start = kernel.len();
+        kernel.extend(0xd503_201f_u32.to_le_bytes().repeat(function.length.div_ceil(4)));
+        for (number, call) in function.calls.iter().enumerate() {
+            let at = start + 16 + number * 24;
+            let distance = ((at_start as u64 + starts[call]) as i64 - at as i64) / 4;
+            kernel[at..at + 4].copy_from_slice(&(0x9400_0000 | distance as u32 & 0x3ff_ffff).to_le_bytes());
+        }
+    }
+    kernel.resize(0x8_0000, 0);
+    let mut offsets: Vec<_> = starts.values().flat_map(|start| (0..5).map(move |step| start + step * 14)).collect();
+    offsets.sort_unstable();
+    for (number, offset) in offsets.iter().enumerate() {
+        let place = FLAT + 0xc_0000 + number as u64 * 8;
+        kernel.extend([place, 1027, FLAT + at_start as u64 + offset].map(u64::to_le_bytes).concat());
+    }
+    kernel.extend([0xee; 64]);
+    for offset in &offsets {
+        kernel.extend((at_start as u32 + *offset as u32).to_le_bytes());
+    }
+    kernel.extend([0xee; 64]);
+    kernel.extend(kernel_types(more));
+    kernel.resize(0x12_0000, 0);
+    // The first thing that is led to is the kernel's first byte.
+    kernel[0x8_0010..0x8_0018].copy_from_slice(&FLAT.to_le_bytes());
+    kernel
+}
+
 /// Pointers and structures in turn, each structure with a name of its own and a member of the type before.
 fn kernel_types(more: u32) -> Vec<u8> {
     let (mut types, mut strings, mut count) = (Vec::new(), vec![0u8], 0u32);
