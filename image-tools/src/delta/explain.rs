@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use super::encode::Encoded;
 use super::patch::Patcher;
-use super::predict::elf;
-use super::predict::ext4::{self, Extent};
+use super::predict::ext4::Extent;
+use super::predict::{self, elf};
 use super::table::Way;
 
 /// What bytes of a file are.
@@ -104,7 +104,7 @@ impl Labels {
     ) -> Self {
         let mut labels = Labels::default();
         labels.label("(file system)".into(), 0, Matter::Filesystem);
-        let files = ext4::named_files(image).unwrap_or_default();
+        let files = predict::named_files(image).unwrap_or_default();
         let mut owners = Vec::new();
         for (path, extents) in files {
             let length = extents.iter().map(|extent| extent.length).sum();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::ext4::{self, Extent};
+use super::ext4::Extent;
 use super::scan::{Kind, SECTION_BITS, u16_at, u32_at, u64_at};
 use super::{btf, flat};
 use crate::delta::explain::Matter;
@@ -53,7 +53,7 @@ const MAGIC: &[u8] = b"\x7fELF\x02\x01\x01";
 /// All ELF files of an image and among `others`, in the order of their places.
 pub(crate) fn find(image: &[u8], others: &[Extent]) -> Vec<Found> {
     let own = others.first().map_or(image.len(), |first| first.start as usize);
-    let mut lists = ext4::files(image).unwrap_or_else(|| contiguous(image.get(..own).unwrap_or_default()));
+    let mut lists = super::files(image).unwrap_or_else(|| contiguous(image.get(..own).unwrap_or_default()));
     lists.extend(others.iter().map(|other| vec![*other]));
     let mut found: Vec<_> = lists.into_iter().filter_map(|extents| Found::read(image, extents)).collect();
     found.sort_by_key(|file| file.extents.first().map(|extent| extent.start));

@@ -14,7 +14,7 @@
 //! | [`arm64`] | references in aarch64 instructions |
 //! | [`btf`] | references in the type information of Linux |
 //! | [`side`] | the prediction's bytes at the end of a delta table |
-//! | [`ext4`], [`elf`], [`flat`] | finds files in an image, and their sections (host) |
+//! | [`ext4`], [`erofs`], [`elf`], [`flat`] | finds files in an image, and their sections (host) |
 //! | [`learn`], [`entries`], [`fit`] | finds out where addresses went (host) |
 
 pub(crate) mod arm64;
@@ -22,6 +22,7 @@ pub(crate) mod btf;
 pub(crate) mod code;
 pub(crate) mod elf;
 pub(crate) mod entries;
+pub(crate) mod erofs;
 pub(crate) mod ext4;
 pub(crate) mod fit;
 pub(crate) mod flat;
@@ -30,6 +31,7 @@ pub(crate) mod map;
 pub(crate) mod scan;
 pub(crate) mod side;
 
+use self::ext4::Extent;
 use self::map::{Piece, Space, Span};
 use self::scan::{Anchor, Context, Kind, Operand, Reference, u32_at};
 use super::table::BaseRange;
@@ -191,6 +193,17 @@ impl Prediction {
         }
         map::shift(own, place).or_else(|| map::shift(shared, place)).unwrap_or(0)
     }
+}
+
+/// The files of an image with their paths; `None` where its file system is not known. On the host.
+pub(crate) fn named_files(image: &[u8]) -> Option<Vec<(String, Vec<Extent>)>> {
+    ext4::named_files(image).or_else(|| erofs::named_files(image))
+}
+
+/// The extents of the files of an image, one list for each. On the host.
+pub(crate) fn files(image: &[u8]) -> Option<Vec<Vec<Extent>>> {
+    let of_erofs = || Some(erofs::named_files(image)?.into_iter().map(|(_, extents)| extents).collect());
+    ext4::files(image).or_else(of_erofs)
 }
 
 /// Adds to the field at the head of `bytes`.

@@ -3,7 +3,8 @@
 
 use super::units::Stretch;
 use super::{Codec, lz4};
-use crate::delta::predict::ext4::{self, Extent};
+use crate::delta::predict;
+use crate::delta::predict::ext4::Extent;
 use crate::delta::predict::scan::u32_at;
 use crate::limits::{BASE_BLOCK_BYTES, MAX_UNIT_BYTES};
 
@@ -39,7 +40,7 @@ const LEAST_FRAME: usize = 256 << 10;
 /// All units of an image.
 pub(crate) fn find(image: &[u8]) -> Found {
     let mut extents: Vec<(Extent, usize)> = Vec::new();
-    let files = ext4::files(image);
+    let files = predict::files(image);
     for (number, file) in files.iter().flatten().enumerate() {
         extents.extend(file.iter().map(|extent| (*extent, number)));
     }
