@@ -242,7 +242,9 @@ impl Engine {
             Ok(next) => {
                 self.fault = None;
                 self.backoff = FIRST_BACKOFF;
-                if asked {
+                // An activation that waits for its baseline is still asked for.
+                let waits = matches!(next, Next::Wait(_)) && self.is_asked();
+                if asked && !waits {
                     self.answer(Ok(Answer::Done));
                 }
                 next

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use bascule_core::State;
 use bascule_tests::HttpServer;
 use bascule_tests::rehearsal::{Rehearsal, Serving, System, Temper, Vendor};
 
@@ -88,6 +89,20 @@ fn a_request_gets_its_answer_also_when_the_boot_settings_cannot_be_read() {
     let output = daemon.ask(&["install", &daemon.next.bundle.display().to_string()]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("[boot.") && said.contains("hint:"), "{output:?}");
+}
+
+/// A required check that fails makes the baseline take several rounds. Whoever asked meanwhile is not forgotten.
+#[test]
+fn an_activation_that_waits_for_its_baseline_comes() {
+    let health = "[health]\nsettle = \"0s\"\ninterval = \"500ms\"\npasses = 3\ntcp = [\"127.0.0.1:1\"]\n";
+    let mut daemon = Daemon::start_with(health);
+    let output = daemon.ask(&["prepare", &daemon.next.bundle.display().to_string()]);
+    assert!(output.status.success(), "{output:?}");
+    let output = daemon.ask(&["activate", "--no-monitor"]);
+    assert!(output.status.success(), "{output:?}");
+    daemon.serving.wait_for_end().unwrap();
+    let record = daemon.device.record().unwrap();
+    assert!(matches!(record.state, State::Activated { .. }), "{:?}", record.state);
 }
 
 /// Runs the deadline's watchdog long after every deadline, with a configuration that cannot be used.

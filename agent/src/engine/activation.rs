@@ -112,7 +112,7 @@ impl Engine {
         Ok(Next::Look)
     }
 
-    fn is_asked(&self) -> bool {
+    pub(super) fn is_asked(&self) -> bool {
         self.pending.as_ref().is_some_and(|pending| pending.request == Request::Activate)
     }
 
