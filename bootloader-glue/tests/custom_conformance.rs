@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where it fails")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bascule_boot::conformance::{self, Rig};
@@ -13,11 +14,19 @@ use bascule_core::{BootStatus, BootedGroup, Group, Settings};
 
 const PROGRAM: &str = include_str!("custom_program.sh");
 
+/// Writes a program by a process of its own: a file that this one has open for writing cannot be run, and whatever another
+/// thread starts meanwhile has it open for a moment too.
+fn put_program(path: &Path, text: &str) {
+    let mut install = Command::new("install");
+    let mut install = install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
+}
+
 fn device() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("program");
-    fs::write(&program, PROGRAM).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    put_program(&program, PROGRAM);
     fs::write(dir.path().join("state"), "a good bad\n").unwrap();
     fs::write(dir.path().join("fallback"), "a\n").unwrap();
     dir

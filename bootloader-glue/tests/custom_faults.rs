@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where it fails")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bascule_boot::custom::OUTPUT_LIMIT;
@@ -19,12 +20,20 @@ const ARMED: &str =
     r#"{"settings":"intact","primary":"b","a":{"status":"good"},"b":{"status":"trial","tries_left":3}}"#;
 const COMMITTED: &str = r#"{"settings":"intact","primary":"b","a":{"status":"good"},"b":{"status":"good"}}"#;
 
+/// Writes a program by a process of its own: a file that this one has open for writing cannot be run, and whatever another
+/// thread starts meanwhile has it open for a moment too.
+fn put_program(path: &Path, text: &str) {
+    let mut install = Command::new("install");
+    let mut install = install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
+}
+
 /// A program with this text.
 fn program(text: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("program");
-    fs::write(&path, format!("#!/bin/sh\ncd \"$(dirname \"$0\")\"\necho \"$1\" >>asked\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    put_program(&path, &format!("#!/bin/sh\ncd \"$(dirname \"$0\")\"\necho \"$1\" >>asked\n{text}\n"));
     dir
 }
 
