@@ -72,7 +72,8 @@ struct Options {
 
 impl Options {
     fn client(&self) -> Client {
-        Client::new(self.socket.clone().unwrap_or_else(|| Paths::under(&self.root).socket()))
+        let paths = Paths::under(&self.root);
+        Client::new(self.socket.clone().unwrap_or_else(|| paths.socket()), paths)
     }
 }
 

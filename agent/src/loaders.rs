@@ -523,6 +523,13 @@ mod tests {
         put_image(in_root, &bytes);
         assert_eq!(install().unwrap().written, 1);
         assert_eq!(fs::read(esp.join("EFI/Linux/bascule-0-b.off")).unwrap(), bytes);
+        // A name of no use becomes one that would be armed, as where two names share clusters: here one of a removed copy.
+        let link = esp.join("EFI/Linux/bascule-2-b.off");
+        put_image(esp.join("bascule/b.efi"), b"torn");
+        std::os::unix::fs::symlink("../../bascule/b.efi", &link).unwrap();
+        assert_eq!(install(), code("boot-files.moved"));
+        fs::remove_file(link).unwrap();
+        assert_eq!(install().unwrap().written, 0);
         let started = || start(&esp, Renaming::Works).unwrap().started.and_then(|entry| entry.group);
         assert_eq!(started(), Some(Group::A), "it is not armed");
         loader.activate(target, Tries::DEFAULT).unwrap();

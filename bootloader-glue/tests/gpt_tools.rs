@@ -201,7 +201,7 @@ fn the_backend_reads_what_the_tools_write() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 4, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bytes_make_the_reader_stop(

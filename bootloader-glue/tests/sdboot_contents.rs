@@ -12,12 +12,14 @@
 mod sdboot_rig;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use bascule_boot::sdboot::names::Kind;
 use bascule_boot::sdboot::simulator::Renaming;
 use bascule_boot::sdboot::{Act, Step};
 use bascule_boot::{BootBackend, BootError};
 use bascule_core::{BootStatus, BootView, BootedGroup, Group, Settings, Tries};
+use proptest::prelude::*;
 use sdboot_rig::{Esp, FOREIGN, contents};
 
 fn a() -> BootedGroup {
@@ -264,6 +266,37 @@ fn the_steps_of_a_rebuild_write_into_no_file_that_is_there() {
     );
 }
 
+/// What a cut can leave of a creation: the unfinished file with nothing, a part or all of it, and with the entry as a second
+/// name of the same file. A hard link stands for the shared clusters.
+#[test]
+fn whatever_a_cut_leaves_of_a_creation_no_later_one_touches_it() {
+    for kind in Kind::ALL {
+        let whole = contents(kind, Some(Group::A));
+        for (left, is_renamed) in [(0, false), (whole.len() / 2, false), (whole.len(), false), (whole.len(), true)] {
+            let esp = device(kind, if is_renamed { "4-a 5-b!" } else { "4-a! 5-b!" }, b"");
+            let entry = esp.entries().join(format!("bascule-4-a{}", kind.suffix()));
+            let left_overs = ["bascule-new.tmp", "bascule-new-0.tmp"].map(|name| esp.entries().join(name));
+            for left_over in &left_overs {
+                match is_renamed {
+                    true => fs::hard_link(&entry, left_over).unwrap(),
+                    false => fs::write(left_over, &whole[..left]).unwrap(),
+                }
+            }
+            let file = |path: &std::path::PathBuf| (fs::metadata(path).unwrap().ino(), fs::read(path).unwrap());
+            let before = left_overs.each_ref().map(file);
+            // The first makes entries anew; the second, where the loader listed both, what has become of no use since.
+            esp.backend().mark_good(a()).unwrap();
+            for broken in esp.ours().iter().filter(|name| name.contains("-b") && name.starts_with("bascule-")) {
+                fs::write(esp.entries().join(broken), b"").unwrap();
+            }
+            esp.backend().mark_unbootable(a().target()).unwrap();
+            assert_eq!(left_overs.each_ref().map(file), before, "{left} bytes, renamed: {is_renamed}");
+            let seen = view(&esp, a());
+            assert_eq!((seen.settings, esp.start(Renaming::Works)), (Settings::Intact, Some(Group::A)));
+        }
+    }
+}
+
 #[test]
 fn a_folder_in_place_of_an_entry_is_damage_and_no_error() {
     let esp = device(Kind::Text, "4-a 3-b.off", b"");
@@ -271,4 +304,28 @@ fn a_folder_in_place_of_an_entry_is_damage_and_no_error() {
     assert_eq!(view(&esp, a()).settings, Settings::Damaged);
     esp.backend().mark_unbootable(a().target()).unwrap();
     assert_eq!((view(&esp, a()).settings, esp.start(Renaming::Works)), (Settings::Intact, Some(Group::A)));
+}
+
+proptest! {
+    #[test]
+    fn no_contents_make_a_reader_stop(
+        is_image: bool, at: prop::sample::Index, end: prop::sample::Index, bytes in prop::collection::vec(any::<u8>(), 0..48),
+    ) {
+        let kind = if is_image { Kind::Image } else { Kind::Text };
+        let esp = Esp::factory(kind);
+        let name = esp.ours().into_iter().find(|name| name.ends_with(kind.suffix())).unwrap();
+        let mut held = contents(kind, Some(Group::A));
+        let at = at.index(held.len());
+        for (place, byte) in held[at..].iter_mut().zip(bytes) {
+            *place = byte;
+        }
+        held.truncate(end.index(held.len() * 2));
+        fs::write(esp.entries().join(&name), &held).unwrap();
+        let before = self::held(&esp);
+        if let Ok(view) = esp.backend().view(a()) {
+            prop_assert!(view.settings == Settings::Intact || held != contents(kind, Some(Group::A)));
+        }
+        // To look changes nothing.
+        prop_assert!(self::held(&esp) == before);
+    }
 }

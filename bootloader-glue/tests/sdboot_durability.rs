@@ -127,10 +127,9 @@ fn claim_a3_a_lost_entry_is_written_and_synced_under_another_name_before_it_is_l
     compare(
         effects(&["bascule-4-a.conf"], "mark-good b"),
         &[
-            "unlink bascule-new.tmp",
-            "create bascule-new.tmp",
-            "sync bascule-new.tmp",
-            "rename bascule-new.tmp bascule-0-b.conf",
+            "create bascule-new-0.tmp",
+            "sync bascule-new-0.tmp",
+            "rename bascule-new-0.tmp bascule-0-b.conf",
             "sync bascule-0-b.conf",
             "sync directory",
             "rename bascule-4-a.conf bascule-4-a.off",
@@ -139,6 +138,33 @@ fn claim_a3_a_lost_entry_is_written_and_synced_under_another_name_before_it_is_l
             "sync directory",
         ],
     );
+}
+
+#[test]
+fn a_left_over_of_a_creation_that_was_cut_off_is_not_touched_it_may_have_the_clusters_of_an_entry() {
+    let Some(seen) = effects(&["bascule-4-a.conf", "bascule-new.tmp", "bascule-new-0.tmp"], "mark-good b") else {
+        return;
+    };
+    assert_eq!(
+        seen[..2],
+        ["create bascule-new-0.tmp", "create bascule-new-1.tmp"],
+        "the first is refused: it is there"
+    );
+    assert!(!seen.iter().any(|effect| effect.starts_with("unlink")), "{seen:?}");
+    assert!(seen.contains(&"rename bascule-new-1.tmp bascule-0-b.conf".to_owned()), "{seen:?}");
+}
+
+#[test]
+fn a_creation_that_fails_takes_its_own_file_away_and_no_other() {
+    for _ in 0..2 {
+        let esp = Esp::factory(Kind::Text);
+        esp.set(&["bascule-4-a.conf", "bascule-new-0.tmp"]);
+        let full = ["-e", "inject=fsync:error=ENOSPC:when=1"];
+        if traced(&esp, "mark-good b", Some("boot.write"), &full).is_none() {
+            return;
+        }
+        assert_eq!(esp.ours(), ["bascule-4-a.conf", "bascule-new-0.tmp"]);
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::process::Command;
 
 use bascule_boot::sdboot::LOADER_CONF;
 use bascule_boot::sdboot::names::Kind;
-use bascule_boot::sdboot::partition::{Kernel, SecondGroup, factory_files};
+use bascule_boot::sdboot::partition::{Kernel, SecondGroup, factory_files, factory_images};
 use bascule_boot::sdboot::simulator::{self, Renaming};
 use bascule_boot::{BootBackend, SdBootBackend};
 use bascule_core::{BootStatus, BootedGroup, Group, Settings, TargetGroup, Tries};
@@ -70,6 +70,17 @@ fn a_new_device_has_exactly_these_files() {
     let (a, b) = (kernel("1"), kernel("1"));
     assert_eq!(factory_files(&a, &b, SecondGroup::default()), files("loader/entries/bascule-0-b.off"));
     assert_eq!(factory_files(&a, &b, SecondGroup::Filled), files("loader/entries/bascule-0-b.conf"));
+}
+
+#[test]
+fn a_new_device_with_unified_kernel_images_has_exactly_these_files() {
+    let files = |second: &str, image: &str| {
+        let files = [("loader/loader.conf", LOADER_CONF), ("EFI/Linux/bascule-1-a.efi", "image a"), (second, image)];
+        files.map(|(path, text)| (path.to_owned(), text.as_bytes().to_vec())).to_vec()
+    };
+    assert_eq!(factory_images(b"image a".to_vec(), None), files("EFI/Linux/bascule-0-b.off", ""));
+    let both = factory_images(b"image a".to_vec(), Some(b"image b".to_vec()));
+    assert_eq!(both, files("EFI/Linux/bascule-0-b.efi", "image b"));
 }
 
 #[test]

@@ -71,6 +71,12 @@ pub const MAX_SECTION_SYMBOLS: usize = 1 << 15;
 pub const MAX_UNITS: usize = 1 << 15;
 /// Longest content of one unit: a block of the LZ4 frames in kernels. It is not in memory as a whole.
 pub const MAX_UNIT_BYTES: u32 = 8 << 20;
+/// Most bytes that are unpacked for the source of one chunk, or of one piece of it: to read any of a unit, it is unpacked
+/// from its begin on. A source takes them one after the other, so this bounds time, not memory.
+pub const MAX_UNPACKED_BYTES: u64 = 64 << 20;
+/// Longest content of a unit that is packed by zstd, and longest packed: a block of squashfs as it is made where nothing
+/// else is said. Packing one takes 3 MiB beside at the high levels; blocks of 1 MiB would take 20.
+pub const MAX_BLOCK_BYTES: u32 = 128 << 10;
 /// Longest content of one part of a packed chunk, which is in memory, and longest content once it is packed.
 pub const MAX_PART_BYTES: u32 = 2 << 20;
 /// Most parts of one chunk.

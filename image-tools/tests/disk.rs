@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bascule_image::disk::{
-    DiskError, DiskSpec, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Sizes, SlotContent, create_disk,
+    DiskError, DiskSpec, Entries, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Sizes, SlotContent, create_disk,
 };
 
 const MIB: u64 = 1 << 20;
@@ -40,6 +40,7 @@ fn spec(tree: &Path) -> DiskSpec {
         root_b: SlotContent::Empty,
         boot_files: tree.join(LOADER_FILES),
         loader: Loader::Grub,
+        entries: Entries::Texts,
         grub_modules: None,
         sizes: Sizes { esp: 70 * MIB, slot: 16 * MIB, data: 16 * MIB },
         seed: "test".into(),

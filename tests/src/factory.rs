@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bascule_core::Group;
-use bascule_image::disk::{Arch, DiskSpec, Loader, Sizes, SlotContent, create_disk_for};
+use bascule_image::disk::{Arch, DiskSpec, Entries, Loader, Sizes, SlotContent, create_disk_for};
 
 use crate::Images;
 use crate::Machine;
@@ -24,6 +24,8 @@ const SECOND: u64 = MIB;
 
 /// Where the boot partition begins on a factory disk, and its size; in bytes.
 pub(crate) const BOOT_PARTITION: (u64, u64) = (MIB, SIZES.esp);
+/// Where the first of the two slots begins, and the size of each; in bytes.
+pub(crate) const SLOTS: (u64, u64) = (MIB + SIZES.esp + SECOND, SIZES.slot);
 /// Where the data partition begins, in bytes.
 pub(crate) const DATA_PARTITION: u64 = MIB + SIZES.esp + SECOND + 2 * SIZES.slot;
 
@@ -55,10 +57,11 @@ pub fn name(loader: Loader) -> &'static str {
 
 /// The loader of the disk that is made with the images, and of a demo that is not told of one.
 #[must_use]
-pub fn usual_loader(arch: Arch) -> Loader {
-    match arch {
-        Arch::X86_64 => Loader::Grub,
-        Arch::Aarch64 => Loader::Uboot,
+pub fn usual_loader(images: &Images) -> Loader {
+    match (images.arch, images.entries) {
+        (Arch::X86_64, Entries::Texts) => Loader::Grub,
+        (Arch::X86_64, Entries::Images) => Loader::SystemdBoot,
+        (Arch::Aarch64, _) => Loader::Uboot,
     }
 }
 
@@ -126,6 +129,7 @@ pub fn create(images: &Images, loader: Loader, system: &str, to: &Path) -> Resul
             _ => workspace.join("bootloader-glue/grub"),
         },
         loader,
+        entries: images.entries,
         grub_modules: None,
         sizes: SIZES,
         seed: "bascule demo".into(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use bascule_image::disk::Arch;
+use bascule_image::disk::{Arch, Entries};
 use serde_json::Value;
 
 /// The folder of images for another processor than this machine's, where a command was told of one.
@@ -28,6 +28,8 @@ pub struct Images {
     pub other_hardware: PathBuf,
     /// The first part of a bundle.
     pub truncated: PathBuf,
+    /// By what systemd-boot starts such a device.
+    pub entries: Entries,
 }
 
 /// One system of the demo.
@@ -49,13 +51,27 @@ impl Images {
     /// # Errors
     /// When `cargo xtask image` has not been run, or the file has another form.
     pub fn load() -> Result<Images> {
+        Images::load_list("images.json", "cargo xtask image")
+    }
+
+    /// Like [`Images::load`], those of devices that start by unified kernel images, from `images-unified.json`.
+    ///
+    /// # Errors
+    /// When `cargo xtask image unified` has not been run, or the file has another form.
+    pub fn load_unified() -> Result<Images> {
+        Images::load_list("images-unified.json", "cargo xtask image unified")
+    }
+
+    fn load_list(name: &str, command: &str) -> Result<Images> {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace above the tests")?;
         let folder = std::env::var_os(FOLDER).map_or_else(|| workspace.join("target/bascule"), PathBuf::from);
-        let file = folder.join("images.json");
+        let file = folder.join(name);
         let text = std::fs::read_to_string(&file)
-            .with_context(|| format!("cannot read {}: run `cargo xtask image` first", file.display()))?;
-        let json: Value = serde_json::from_str(&text).context("images.json is not JSON")?;
-        let systems = json.get("systems").and_then(Value::as_array).context("images.json names no systems")?;
+            .with_context(|| format!("cannot read {}: run `{command}` first", file.display()))?;
+        let json: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
+        let systems =
+            json.get("systems").and_then(Value::as_array).with_context(|| format!("{name} names no systems"))?;
+        let unified = json.get("unified").and_then(Value::as_bool).unwrap_or_default();
         Ok(Images {
             arch: if text_of(&json, "arch") == Some("aarch64") { Arch::Aarch64 } else { Arch::X86_64 },
             directory: path(&json, "directory")?,
@@ -65,6 +81,7 @@ impl Images {
             stranger: path(&json, "stranger")?,
             other_hardware: path(&json, "other_hardware")?,
             truncated: path(&json, "truncated")?,
+            entries: if unified { Entries::Images } else { Entries::Texts },
         })
     }
 

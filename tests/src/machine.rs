@@ -98,6 +98,7 @@ pub struct Machine {
     boot: Boot,
     memory_mib: u32,
     watchdog: bool,
+    has_clone: bool,
     loader: Loader,
     ping_port: u16,
     boots: u32,
@@ -166,13 +167,14 @@ impl MachineBuilder {
         let machine = Machine {
             loader: match (&self.copy, &self.factory) {
                 (Some((loader, _)), _) | (None, Some((loader, _))) => *loader,
-                (None, None) => factory::usual_loader(self.images.arch),
+                (None, None) => factory::usual_loader(&self.images),
             },
             images: self.images,
             logs,
             boot: self.boot,
             memory_mib: self.memory_mib,
             watchdog: self.watchdog,
+            has_clone: false,
             ping_port: host::free_port()?,
             boots: 0,
             running: None,
@@ -204,7 +206,7 @@ impl Machine {
             images: images.clone(),
             factory: None,
             copy: None,
-            boot: factory::boot(factory::usual_loader(images.arch)),
+            boot: factory::boot(factory::usual_loader(images)),
             memory_mib: 512,
             watchdog: false,
         }
@@ -220,6 +222,27 @@ impl Machine {
     #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.scratch.path().join("disk.img")
+    }
+
+    /// Copies the disk as it is now, byte for byte, and puts the copy into the machine beside it from the next start on;
+    /// where the copy is.
+    ///
+    /// # Errors
+    /// When the machine is on, or the copy cannot be made.
+    pub fn plug_in_clone(&mut self) -> Result<PathBuf> {
+        ensure!(self.running.is_none(), "the machine is on");
+        host::copy_sparse(&self.disk(), &self.clone_disk())?;
+        self.has_clone = true;
+        Ok(self.clone_disk())
+    }
+
+    /// Takes the copy out of the machine again; its file stays.
+    pub fn unplug_clone(&mut self) {
+        self.has_clone = false;
+    }
+
+    fn clone_disk(&self) -> PathBuf {
+        self.scratch.path().join("clone.img")
     }
 
     /// The folder with `boot-N.console.log`, `boot-N.commands.log` and `boot-N.qemu.log`.
@@ -275,6 +298,7 @@ impl Machine {
         let listener = UnixListener::bind(socket.path())?;
         let mut command = qemu::command(&qemu::Configuration {
             disk: &self.disk(),
+            clone: self.has_clone.then(|| self.clone_disk()).as_deref(),
             variables: &self.variables(),
             memory_mib: self.memory_mib,
             boot,

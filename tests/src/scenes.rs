@@ -5,6 +5,7 @@
 
 mod agents;
 mod boot_files;
+mod clones;
 mod delta;
 pub(crate) mod guest;
 mod hangs;
@@ -54,7 +55,15 @@ impl Stage {
     /// # Errors
     /// Like [`Stage::set`].
     pub fn set_with(scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<Stage> {
-        let mut stage = Stage::dark(scene, make)?;
+        Stage::set_on(Images::load()?, scene, make)
+    }
+
+    /// Like [`Stage::set_with`], with other images.
+    ///
+    /// # Errors
+    /// Like [`Stage::set`].
+    pub fn set_on(images: Images, scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<Stage> {
+        let mut stage = Stage::dark_on(images, scene, make)?;
         stage.timeline.heading("The device starts");
         stage.starts()?;
         Ok(stage)
@@ -90,7 +99,10 @@ impl Stage {
     /// # Errors
     /// When images are missing or the device cannot be made.
     pub fn dark(scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<Stage> {
-        let images = Images::load()?;
+        Stage::dark_on(Images::load()?, scene, make)
+    }
+
+    fn dark_on(images: Images, scene: &str, make: impl FnOnce(MachineBuilder) -> MachineBuilder) -> Result<Stage> {
         let server = HttpServer::serve(&images.directory)?;
         let machine = make(Machine::builder(scene, &images)).build()?;
         let timeline = Timeline::begin(&machine.logs().join("timeline.txt"))?;

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use bascule_image::disk::Loader;
-use bascule_tests::MachineBuilder;
 use bascule_tests::scenes::Stage;
+use bascule_tests::{Images, MachineBuilder};
 
 /// A device that left the factory with v2: what the later scenes of the demo begin with.
 fn factory_v2(scene: &str) -> Result<Stage> {
@@ -62,6 +62,11 @@ fn the_deadline_brings_a_device_back_whose_init_has_crashed_and_whose_daemon_is_
 }
 
 #[test]
+fn claim_j2_beside_a_clone_of_its_disk_the_agent_does_nothing_and_names_both() -> Result<()> {
+    Stage::dark("scene-clone", |builder| builder)?.does_nothing_beside_a_clone("v2")
+}
+
+#[test]
 fn an_install_that_was_cut_off_is_finished_after_the_next_start() -> Result<()> {
     factory_v2("scene-interrupted")?.finishes_an_interrupted_install()
 }
@@ -97,6 +102,16 @@ fn on_systemd_boot_a_bad_system_is_given_up_and_a_good_one_committed() -> Result
 #[test]
 fn on_systemd_boot_nothing_is_blessed_before_its_verdict() -> Result<()> {
     on("scene-bless-boot", Loader::SystemdBoot)?.is_not_blessed_before_its_verdict()
+}
+
+#[test]
+fn by_unified_kernel_images_a_bad_system_is_given_up_and_a_good_one_committed() -> Result<()> {
+    let mut stage = Stage::set_on(Images::load_unified()?, "scene-unified", |builder| builder)?;
+    stage.was_started_by_its_unified_image()?;
+    stage.comes_back_from_a_system_that_does_not_boot()?;
+    stage.was_started_by_its_unified_image()?;
+    stage.finishes_an_interrupted_install()?;
+    stage.was_started_by_its_unified_image()
 }
 
 #[test]

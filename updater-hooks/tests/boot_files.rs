@@ -352,6 +352,67 @@ fn killed_half() {
     }
 }
 
+/// What the killed half does to the boot partition, in order: the call, and the path below that; `None` without strace.
+fn effects(device: &Device) -> Option<Vec<(String, String)>> {
+    let log = device.path("strace");
+    let calls = "trace=write,copy_file_range,sendfile,splice,fallocate,ftruncate,mkdir,mkdirat,fsync";
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-s", "0", "-e", calls, "-o"]).arg(&log);
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", "killed_half"]).env(HOME, &device.home);
+    let ran = command.output().is_ok_and(|output| output.status.success());
+    let text = fs::read_to_string(&log).unwrap_or_default();
+    if !ran || text.is_empty() {
+        println!("skipped: strace is not installed, or cannot trace here");
+        return None;
+    }
+    let esp = format!("{}/", device.path("esp").display());
+    let effect = |line: &str| {
+        let (call, rest) = line.split_once(' ')?.1.trim_start().split_once('(')?;
+        let (path, result) = (rest.rsplit_once(esp.as_str())?.1.split(['"', '>']).next()?, rest.rsplit_once("= ")?.1);
+        let word = match call {
+            "write" | "copy_file_range" | "sendfile" | "splice" => "copy",
+            other => other.trim_end_matches("at"),
+        };
+        let ends_a_file = word == "copy" && result == "0";
+        let did_it = !result.starts_with('-') && !ends_a_file;
+        did_it.then(|| (word.to_owned(), path.to_owned()))
+    };
+    Some(text.lines().filter_map(effect).collect())
+}
+
+/// Else a cut between the two leaves a length without clusters, and Linux makes the boot partition read-only at its next read.
+#[test]
+fn a12_clusters_are_on_the_medium_before_the_length_or_the_name_that_leads_to_them() {
+    let device = Device::new();
+    device.put("root/boot/vmlinuz", vec![9; 9 << 20]);
+    device.image_has("x/board.dtb", vec![7; 3000]);
+    device.image_has("site.txt", "the image's");
+    fs::create_dir_all(device.path("esp/bascule/a")).unwrap();
+    let Some(effects) = effects(&device) else { return };
+    let of = |path: &str| {
+        let (folder, _) = path.rsplit_once('/').unwrap();
+        let about = effects.iter().filter(|(_, of)| of == path || of == folder);
+        let mut calls: Vec<String> =
+            about.map(|(call, of)| if of == path { call.clone() } else { format!("{call} folder") }).collect();
+        // It may take several calls to copy the bytes.
+        calls.dedup();
+        calls
+    };
+    let is_first = |calls: &[String], first: &[&str]| calls.iter().take(first.len()).eq(first);
+    for folder in ["bascule/b", "bascule/b/x"] {
+        let calls = of(folder);
+        let begin = calls.iter().position(|call| call == "mkdir").unwrap();
+        assert!(is_first(&calls[begin..], &["mkdir", "fsync", "fsync folder"]), "{folder}: {calls:?}");
+    }
+    for file in ["bascule/b/linux", "bascule/b/x/board.dtb"] {
+        let calls = of(file);
+        let begin = calls.iter().position(|call| call == "ftruncate").unwrap();
+        let wanted =
+            ["ftruncate", "fsync", "fallocate", "fsync folder", "fsync", "copy", "ftruncate", "fsync", "fsync folder"];
+        assert!(is_first(&calls[begin..], &wanted), "{file}: {calls:?}");
+    }
+}
+
 /// Killed before each call that changes the boot partition: no name is made or lost, the running group's image is untouched,
 /// and the next attempt finishes.
 #[test]
@@ -361,7 +422,7 @@ fn a12_a_kill_at_any_call_of_an_image_leaves_only_the_unlisted_file_torn_and_the
     whole.install_image().unwrap();
     let expected = whole.tree("esp");
     let mut kills = 0;
-    for call in ["write", "copy_file_range", "ftruncate", "fsync", "unlink", "rename", "openat"] {
+    for call in ["write", "copy_file_range", "fallocate", "ftruncate", "fsync", "unlink", "rename", "openat"] {
         for when in 1.. {
             let device = prepare();
             let before = device.tree("esp");
@@ -416,7 +477,8 @@ fn a12_a_kill_at_any_call_leaves_the_running_set_whole_and_the_next_attempt_fini
     whole.install(&["site.txt"]).unwrap();
     let expected = whole.tree("esp");
     let mut kills = 0;
-    for call in ["write", "copy_file_range", "ftruncate", "fsync", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat"] {
+    let calls = ["write", "copy_file_range", "fallocate", "ftruncate", "fsync", "unlink", "unlinkat", "rmdir", "mkdir"];
+    for call in calls.into_iter().chain(["mkdirat"]) {
         for when in 1.. {
             let device = prepare();
             let before = device.tree("esp/bascule/a");

@@ -9,6 +9,7 @@ mod places;
 mod shell;
 mod system;
 pub(crate) mod uboot;
+mod unified;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -33,10 +34,10 @@ const SLOT_SIZE: &str = "512M";
 pub(crate) const DEVICE_PROGRAMS: [&str; 2] = ["basculed", "bascule"];
 
 /// The version that the refused bundles would be, so that nothing but their fault can refuse them.
-const NEWEST: Version = VERSIONS[NEWEST_PLACE];
 const NEWEST_PLACE: usize = 4;
 
-/// Everything the demo and the QEMU tests start from. Also written to `images.json` in the same folder.
+/// Everything the demo and the QEMU tests start from. Also written to `images.json` in the same folder, or to
+/// `images-unified.json`.
 #[derive(Debug)]
 pub(crate) struct Images {
     /// The processor of the machines.
@@ -55,6 +56,8 @@ pub(crate) struct Images {
     pub(crate) other_hardware: PathBuf,
     /// The first part of the newest version's bundle.
     pub(crate) truncated: PathBuf,
+    /// Whether devices start by unified kernel images.
+    pub(crate) unified: bool,
 }
 
 /// One demo version's files.
@@ -73,25 +76,63 @@ pub(crate) struct System {
 /// # Errors
 /// When a program that is needed is missing or fails; its output is in the error.
 pub(crate) fn ensure(arch: Arch) -> Result<Images> {
-    let workspace = cargo::workspace();
-    let directory = arch.images();
-    std::fs::create_dir_all(&directory)?;
-    let lock = File::create(directory.join(".lock"))?;
-    lock.lock().context("cannot wait for another `cargo xtask image`")?;
+    let start = Start::find(arch)?;
+    let Start { directory, inputs, key, .. } = &start;
+    let roots = both_at_once(&VERSIONS, |version| root_image(directory, inputs, version, &Kind::usual(version), key))?;
+    let disk = disk(directory, inputs, roots.first().context("no factory system")?, key)?;
+    finish(&start, Bundler::new(&start, key.clone(), ""), &roots, disk)
+}
 
-    let (base, base_key) = base::ensure(&directory, arch)?;
-    let tool = system::program("bascule-image")?;
-    let keys = keys(&directory, &tool, "keys")?;
-    let kernel = cached(&directory, "vmlinuz", &base_key, |partial| {
-        std::fs::copy(base.join("boot/vmlinuz"), partial).map(drop).context("cannot copy the kernel")
+/// The same for devices that start by unified kernel images; the other images need not be there.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_unified() -> Result<Images> {
+    let start = Start::find(Arch::X86_64)?;
+    let Start { directory, inputs, key, .. } = &start;
+    let words = unified::Words::find(&inputs.tool)?;
+    let key = Key::of((key, words.key()?));
+    let roots = both_at_once(unified::versions(), |version| {
+        let add = |tree: &Path| unified::add(directory, &words, version, tree);
+        root_image(directory, inputs, version, &Kind { name: unified::name(version.name), add: &add }, &key)
     })?;
-    let inputs = Inputs::find(workspace, arch, base, tool, keys.join("root.json"))?;
-    let key = Key::of((base_key, inputs.key()?, SLOT_SIZE));
+    let disk = unified::disk(directory, inputs, roots.first().context("no factory system")?, &key)?;
+    finish(&start, Bundler::new(&start, key, unified::SUFFIX), &roots, disk)
+}
 
-    let roots = both_at_once(&VERSIONS, |version| root_image(&directory, &inputs, version, &key))?;
-    let disk = disk(&directory, &inputs, roots.first().context("no factory system")?, &key)?;
-    let images = bundles(Bundler { directory: &directory, inputs: &inputs, previous: key }, &roots, disk, kernel)?;
-    std::fs::write(images.directory.join("images.json"), format!("{:#}\n", images.to_json()))?;
+/// What all images are made of.
+struct Start {
+    directory: PathBuf,
+    inputs: Inputs,
+    keys: PathBuf,
+    kernel: PathBuf,
+    key: Key,
+    /// Held as long as images are made.
+    _lock: File,
+}
+
+impl Start {
+    fn find(arch: Arch) -> Result<Start> {
+        let directory = arch.images();
+        std::fs::create_dir_all(&directory)?;
+        let lock = File::create(directory.join(".lock"))?;
+        lock.lock().context("cannot wait for another `cargo xtask image`")?;
+        let (base, base_key) = base::ensure(&directory, arch)?;
+        let tool = system::program("bascule-image")?;
+        let keys = keys(&directory, &tool, "keys")?;
+        let kernel = cached(&directory, "vmlinuz", &base_key, |partial| {
+            std::fs::copy(base.join("boot/vmlinuz"), partial).map(drop).context("cannot copy the kernel")
+        })?;
+        let inputs = Inputs::find(cargo::workspace(), arch, base, tool, keys.join("root.json"))?;
+        let key = Key::of((base_key, inputs.key()?, SLOT_SIZE));
+        Ok(Start { directory, inputs, keys, kernel, key, _lock: lock })
+    }
+}
+
+fn finish(start: &Start, bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf) -> Result<Images> {
+    let list = format!("images{}.json", bundler.suffix);
+    let images = bundles(bundler, roots, disk, start.kernel.clone())?;
+    std::fs::write(images.directory.join(list), format!("{:#}\n", images.to_json()))?;
     Ok(images)
 }
 
@@ -107,7 +148,7 @@ impl Images {
             .collect();
         json!({ "arch": self.arch.name(), "directory": self.directory, "disk": self.disk, "kernel": self.kernel,
             "systems": systems, "stranger": self.stranger,
-            "other_hardware": self.other_hardware, "truncated": self.truncated })
+            "other_hardware": self.other_hardware, "truncated": self.truncated, "unified": self.unified })
     }
 }
 
@@ -130,10 +171,25 @@ fn keys(directory: &Path, tool: &Path, name: &str) -> Result<PathBuf> {
     })
 }
 
+/// One of the images that a version's tree is made into.
+struct Kind<'a> {
+    /// The image's name, without its ending.
+    name: String,
+    /// What is added to the tree.
+    add: &'a dyn Fn(&Path) -> Result<()>,
+}
+
+impl Kind<'_> {
+    fn usual(version: &Version) -> Kind<'static> {
+        Kind { name: version.name.to_owned(), add: &|_| Ok(()) }
+    }
+}
+
 /// The ext4 image of one version's root.
-fn root_image(directory: &Path, inputs: &Inputs, version: &Version, key: &Key) -> Result<PathBuf> {
-    cached(directory, &format!("{}.ext4", version.name), &Key::of((key, version)), |partial| {
+fn root_image(directory: &Path, inputs: &Inputs, version: &Version, kind: &Kind<'_>, key: &Key) -> Result<PathBuf> {
+    cached(directory, &format!("{}.ext4", kind.name), &Key::of((key, version)), |partial| {
         system::with_tree(directory, inputs, version, |tree| {
+            (kind.add)(tree)?;
             let mut create = shell::tree_command(&inputs.tool);
             create.args(["image", "create", "--tree"]).arg(tree).args(["--size", SLOT_SIZE, "-o"]).arg(partial);
             shell::run(&mut create)
@@ -146,36 +202,35 @@ fn root_image(directory: &Path, inputs: &Inputs, version: &Version, key: &Key) -
 /// A device takes no metadata older than what it has seen, and their age is the second they were signed in. So each is
 /// made after the one before, and made anew when that one was.
 fn bundles(mut bundler: Bundler<'_>, roots: &[PathBuf], disk: PathBuf, kernel: PathBuf) -> Result<Images> {
-    let directory = bundler.directory.to_owned();
+    let Bundler { directory, keys, suffix, .. } = bundler;
     let arch = bundler.inputs.arch;
     let hardware = arch.hardware();
-    let keys = keys(&directory, &bundler.inputs.tool, "keys")?;
-    let strangers = self::keys(&directory, &bundler.inputs.tool, "stranger-keys")?;
+    let strangers = self::keys(directory, &bundler.inputs.tool, "stranger-keys")?;
+    let find = |place| VERSIONS.get(place).zip(roots.get(place)).context("no such version");
     let system = |bundler: &mut Bundler<'_>, place: usize, base: Option<usize>| -> Result<System> {
-        let find = |place| VERSIONS.get(place).zip(roots.get(place)).context("no such version");
         let (version, image) = find(place)?;
-        let name = format!("demo-{}.bascule", version.version);
+        let name = format!("demo-{}{suffix}.bascule", version.version);
         let content = Content { image, version, base: base.map(find).transpose()?, compatible: hardware };
-        let bundle = bundler.make(&name, &keys, &content)?;
+        let bundle = bundler.make(&name, keys, &content)?;
         Ok(System { version: *version, image: image.clone(), bundle })
     };
-    let newest_root = roots.get(NEWEST_PLACE).context("no newest version")?;
-    let faulty = |fault: &str| format!("demo-{}-{fault}.bascule", NEWEST.version);
-
-    let newest = Content { image: newest_root, version: &NEWEST, base: None, compatible: hardware };
+    let (version, image) = find(NEWEST_PLACE)?;
+    let faulty = |fault: &str| format!("demo-{}{suffix}-{fault}.bascule", version.version);
+    let newest = Content { image, version, base: None, compatible: hardware };
 
     // The one with a delta; the others are full images only.
     let second = system(&mut bundler, 1, Some(0))?;
     let stranger = bundler.make(&faulty("stranger"), &strangers, &newest)?;
     let other_hardware =
-        bundler.make(&faulty("other-hardware"), &keys, &Content { compatible: "other-board", ..newest })?;
-    let whole = bundler.make(&faulty("whole"), &keys, &newest)?;
-    let truncated = truncated(&directory, &whole, &bundler.previous)?;
+        bundler.make(&faulty("other-hardware"), keys, &Content { compatible: "other-board", ..newest })?;
+    let whole = bundler.make(&faulty("whole"), keys, &newest)?;
+    let truncated = truncated(directory, &faulty("truncated"), &whole, &bundler.previous)?;
     // After the second, so that its order refuses it and not the age of its metadata.
     let first = system(&mut bundler, 0, None)?;
-    let later = (2..VERSIONS.len()).map(|place| system(&mut bundler, place, None)).collect::<Result<Vec<_>>>()?;
+    let later = (2..roots.len()).map(|place| system(&mut bundler, place, None)).collect::<Result<Vec<_>>>()?;
     let systems = [first, second].into_iter().chain(later).collect();
-    Ok(Images { arch, directory, disk, kernel, systems, stranger, other_hardware, truncated })
+    let (directory, unified) = (directory.to_owned(), suffix == unified::SUFFIX);
+    Ok(Images { arch, directory, disk, kernel, systems, stranger, other_hardware, truncated, unified })
 }
 
 /// What a bundle is made of.
@@ -192,11 +247,19 @@ struct Content<'c> {
 struct Bundler<'i> {
     directory: &'i Path,
     inputs: &'i Inputs,
+    keys: &'i Path,
+    /// What the names of these bundles have after the version.
+    suffix: &'static str,
     /// What the next bundle depends on: everything before it.
     previous: Key,
 }
 
-impl Bundler<'_> {
+impl<'i> Bundler<'i> {
+    fn new(start: &'i Start, previous: Key, suffix: &'static str) -> Bundler<'i> {
+        let Start { directory, inputs, keys, .. } = start;
+        Bundler { directory, inputs, keys, suffix, previous }
+    }
+
     fn make(&mut self, name: &str, keys: &Path, content: &Content<'_>) -> Result<PathBuf> {
         let &Content { image, version, base, compatible } = content;
         let release = self.directory.join(format!("release-{}-{compatible}.toml", version.name));
@@ -228,8 +291,8 @@ fn modified(path: &Path) -> Result<SystemTime> {
     path.metadata()?.modified().context("this file system keeps no times")
 }
 
-fn truncated(directory: &Path, whole: &Path, key: &Key) -> Result<PathBuf> {
-    cached(directory, &format!("demo-{}-truncated.bascule", NEWEST.version), key, |partial| {
+fn truncated(directory: &Path, name: &str, whole: &Path, key: &Key) -> Result<PathBuf> {
+    cached(directory, name, key, |partial| {
         std::fs::copy(whole, partial)?;
         let length = std::fs::metadata(partial)?.len();
         File::options().write(true).open(partial)?.set_len(length / 5 * 3)?;

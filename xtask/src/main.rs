@@ -32,8 +32,8 @@ const COMMANDS: [Command; 12] = [
     },
     Command {
         name: "image",
-        arguments: "[uboot] [--arch aarch64]",
-        about: "make the demo's systems, bundles and factory disk below target/bascule; or U-Boot for its tests",
+        arguments: "[uboot|unified] [--arch aarch64]",
+        about: "make the demo's systems, bundles and factory disk below target/bascule; or U-Boot, or those with unified kernel images",
         run: scenes::image,
     },
     Command {
@@ -50,7 +50,7 @@ const COMMANDS: [Command; 12] = [
     },
     Command {
         name: "demo",
-        arguments: "[--loader NAME] [--arch aarch64]",
+        arguments: "[--loader NAME [--unified]] [--arch aarch64]",
         about: "a device updates itself, refuses and comes back",
         run: scenes::demo,
     },
@@ -82,8 +82,8 @@ const COMMANDS: [Command; 12] = [
     },
     Command {
         name: "fuzz",
-        arguments: "delta [--minutes N] [--seed S] [--threads N] [--replay CASE]",
-        about: "damage deltas with knowledge of their structure, and hold the decoder against a second reading",
+        arguments: "delta [--minutes N] [--seed S] [--threads N] [--replay CASE] | loaders [CASES]",
+        about: "damage deltas with knowledge of their structure and hold the decoder against a second reading, or boot settings",
         run: fuzz::run,
     },
 ];

@@ -10,7 +10,11 @@ use crate::{cargo, image, setup};
 /// Where a program of the crate `tests` finds images other than those of this machine's own processor.
 const IMAGES: &str = "BASCULE_IMAGES";
 
-/// Makes everything the virtual machines start from; with `uboot` only the U-Boot that real devices are tested with.
+/// What a command is told for devices that start by unified kernel images.
+const UNIFIED: &str = "--unified";
+
+/// Makes everything the virtual machines start from; with `uboot` only the U-Boot that real devices are tested with, with
+/// `unified` what devices start from that have unified kernel images.
 pub(crate) fn image(arguments: &[String]) -> Result<ExitCode> {
     let (arch, arguments) = Arch::take(arguments)?;
     if arguments == ["uboot"] {
@@ -18,7 +22,11 @@ pub(crate) fn image(arguments: &[String]) -> Result<ExitCode> {
         println!("U-Boot: {}", image::uboot::ensure(arch)?.display());
         return Ok(ExitCode::SUCCESS);
     }
-    ensure!(arguments.is_empty(), "`cargo xtask image` takes nothing or `uboot`, and --arch");
+    if arch == Arch::X86_64 && arguments == ["unified"] {
+        println!("images: {}", prepare_unified()?.directory.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(arguments.is_empty(), "`cargo xtask image` takes nothing, `uboot` or `unified`, and --arch");
     let images = prepare_for(arch)?;
     println!("images: {}", images.directory.display());
     Ok(ExitCode::SUCCESS)
@@ -46,6 +54,15 @@ pub(crate) fn vm(arguments: &[String]) -> Result<ExitCode> {
 
 /// Shows the whole main job as a timeline.
 pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
+    if arguments.iter().any(|argument| argument == UNIFIED) {
+        let (arch, rest) = Arch::take(arguments)?;
+        ensure!(
+            arch == Arch::X86_64 && rest.iter().any(|argument| argument == "systemd-boot"),
+            "{UNIFIED} is for --loader systemd-boot"
+        );
+        prepare_unified()?;
+        return run("demo", &rest, arch);
+    }
     with_loader("demo", arguments)
 }
 
@@ -62,18 +79,27 @@ pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
     if matches!(arguments.first().map(String::as_str), Some("delta" | "apply")) {
         setup::ensure()?;
         cargo::build_programs()?;
-        println!("pairs: {}", image::pairs::ensure()?.display());
+        let named = arguments.iter().skip_while(|argument| *argument != "--pair").nth(1);
+        let named: Vec<_> = named.map(String::as_str).into_iter().collect();
+        println!("pairs: {}", image::pairs::ensure(&named)?.display());
         return run("bench", arguments, Arch::X86_64);
     }
     start("bench", arguments)
 }
 
-/// Installs what is needed, builds the programs and makes the images.
+/// Installs what is needed, builds the programs and makes all images that tests start from.
 ///
 /// # Errors
 /// When any of these fails.
-pub(crate) fn prepare() -> Result<image::Images> {
-    prepare_for(Arch::X86_64)
+pub(crate) fn prepare() -> Result<()> {
+    prepare_for(Arch::X86_64)?;
+    image::ensure_unified().map(drop)
+}
+
+fn prepare_unified() -> Result<image::Images> {
+    setup::ensure()?;
+    cargo::build_programs()?;
+    image::ensure_unified()
 }
 
 fn prepare_for(arch: Arch) -> Result<image::Images> {

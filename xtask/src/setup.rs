@@ -24,10 +24,10 @@ const fn package(name: &'static str, proof: &'static str, reason: &'static str) 
     Package { name, proof, reason }
 }
 
-const PACKAGES: [Package; 20] = [
+const PACKAGES: [Package; 21] = [
     package("gcc", "gcc", "compiles zstd and aws-lc and links our programs"),
     package("libc6-dev", "/usr/include/stdio.h", "the C library's headers and its static form"),
-    package("binutils", "strip", "takes the debug information off the programs that go into a guest"),
+    package("binutils", "strip", "takes the debug information off programs for a guest; makes unified kernel images"),
     package("qemu-system-x86", "qemu-system-x86_64", "runs the devices"),
     package("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "UEFI firmware of the devices"),
     package("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/normal.mod", "GRUB's modules, for the devices' loader"),
@@ -49,12 +49,12 @@ const PACKAGES: [Package; 20] = [
     package("uidmap", "newuidmap", "makes those systems without being root"),
     package("kmod", "depmod", "picks the kernel modules of the guests"),
     package("strace", "strace", "shows the order of writes and syncs to the tests"),
+    package("squashfs-tools", "mksquashfs", "makes images that deltas are tested on, and bundles of rauc"),
 ];
 
 /// What only `cargo xtask bench` needs.
-const FOR_BENCH: [Package; 11] = [
+const FOR_BENCH: [Package; 10] = [
     package("rauc", "rauc", "what an install is measured against"),
-    package("squashfs-tools", "mksquashfs", "rauc makes its bundles with it; one format that deltas are made of"),
     package("openssl", "openssl", "makes the keys that rauc signs with"),
     package("dbus", "dbus-daemon", "rauc talks to itself over it"),
     package("erofs-utils", "mkfs.erofs", "another format that deltas are made of"),

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::failure::CliError;
 use crate::api::SourceRequest;
+use crate::paths::Paths;
 use crate::shared::{Answer, Refused};
 use crate::status::Status;
 
@@ -40,11 +41,13 @@ pub(super) type Payload = BoxBody<Bytes, io::Error>;
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     socket: PathBuf,
+    paths: Paths,
 }
 
 impl Client {
-    pub(super) fn new(socket: PathBuf) -> Self {
-        Client { socket }
+    /// A client of the daemon that serves `socket` for the device at `paths`.
+    pub(super) fn new(socket: PathBuf, paths: Paths) -> Self {
+        Client { socket, paths }
     }
 
     /// Asks for something that the daemon knows.
@@ -138,7 +141,7 @@ impl Client {
         let path = self.socket.clone();
         match source.kind() {
             io::ErrorKind::PermissionDenied => CliError::NoAccess { path, source },
-            _ => CliError::NotRunning { path, source },
+            _ => CliError::NotRunning { path, source, paths: self.paths.clone() },
         }
     }
 }

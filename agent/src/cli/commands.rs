@@ -307,6 +307,10 @@ async fn check(options: &Options, client: &Client) -> Result<Exit, CliError> {
         Err(error) => {
             let refused = error.refused();
             findings.push(Finding::bad("daemon", refused.error.message, refused.error.hint));
+            let disks = |blocker: Blocker| {
+                Finding::bad("disks", format!("[{}] {}", blocker.code, blocker.reason), blocker.hint)
+            };
+            findings.extend(refused.blockers.into_iter().map(disks));
         }
     }
     report(options, &findings);

@@ -3,10 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
+use bascule_boot::disk::DiskError;
 use bascule_core::{Blocker, Disposition, ErrorReport, Phase};
 
 use super::Exit;
 use super::text::{Paint, clean, json_line};
+use crate::config::Config;
+use crate::device::{DeviceError, Parts};
+use crate::paths::Paths;
 use crate::shared::Refused;
 
 /// Answers that mean that there is nothing to do.
@@ -17,7 +21,7 @@ const NOTHING_TO_DO: [&str; 3] = [bascule_core::offer::SAME, "request.already-go
 pub(super) enum CliError {
     /// Nobody answers on the socket.
     #[error("the daemon does not answer on {path}")]
-    NotRunning { path: PathBuf, source: io::Error },
+    NotRunning { path: PathBuf, source: io::Error, paths: Paths },
     /// The socket may not be opened.
     #[error("{path} may not be opened")]
     NoAccess { path: PathBuf, source: io::Error },
@@ -83,7 +87,11 @@ impl CliError {
             return *refused;
         }
         let error = ErrorReport::new(self.code(), Phase::Daemon, &self, self.hint(), self.disposition());
-        Refused { error, blockers: Vec::new() }
+        let blockers = match &self {
+            CliError::NotRunning { paths, .. } => unfit_disks(paths).into_iter().collect(),
+            _ => Vec::new(),
+        };
+        Refused { error, blockers }
     }
 
     /// Prints the error and says how the command ends.
@@ -95,6 +103,18 @@ impl CliError {
             print_refused(&refused);
         }
         exit_of(&refused)
+    }
+}
+
+/// What is wrong with the device's disks, as far as the caller may look: the daemon ends at its start because of it, and is
+/// started again until a person has mended it, so nobody else could tell.
+fn unfit_disks(paths: &Paths) -> Option<Blocker> {
+    let config = Config::load(paths).ok()?;
+    match Parts::find(paths, &config) {
+        // That is about this caller: what the daemon sees may be another thing.
+        Err(DeviceError::Disk(DiskError::Read { .. } | DiskError::Form { .. } | DiskError::Open { .. })) => None,
+        Err(DeviceError::Disk(error)) => Some(Blocker::new(error.code(), error.to_string(), error.hint())),
+        _ => None,
     }
 }
 

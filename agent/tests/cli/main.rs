@@ -184,6 +184,35 @@ fn a_daemon_that_does_not_run_has_a_code_and_a_hint() {
 }
 
 #[test]
+fn claim_j2_where_a_clone_keeps_the_daemon_from_running_every_command_names_both_disks() {
+    let root = tempfile::TempDir::new().unwrap();
+    let put = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    put("usr/lib/bascule/release.toml", "product = \"demo\"\nversion = \"1.0.0\"\norder = 1\ncompatible = [\"x\"]\n");
+    put("etc/bascule/config.toml", "[slots.root]\na = \"partlabel:root-a\"\nb = \"partlabel:root-b\"\n");
+    let (_, disk) = bascule_boot::disk::rehearsal::machine(root.path(), "nvme0n1", 64 << 10).unwrap();
+    let tell = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bascule"));
+        ended(command.arg("--root").arg(root.path()).args(arguments).stdin(Stdio::null()).output().unwrap())
+    };
+    let alone = tell(&["status"]).2;
+    assert!(!alone.contains("[disk."), "there is nothing to say about one disk: {alone}");
+    let clone = bascule_boot::disk::rehearsal::DiskFile { name: "sda".into(), major: 8, ..disk };
+    clone.lay_out(root.path()).unwrap();
+    std::fs::copy(root.path().join("dev/nvme0n1"), clone.image(root.path())).unwrap();
+    for arguments in [&["status"][..], &["check"], &["install", "/x"]] {
+        let (code, out, err) = tell(arguments);
+        let all = format!("{out}{err}");
+        assert!(code == 1 && all.contains("the daemon does not answer on "), "{all}");
+        let told = all.lines().find(|line| line.contains("[disk.cloned] ")).expect(&all);
+        assert!(told.contains("nvme0n1") && told.contains("sda"), "{told}");
+    }
+}
+
+#[test]
 fn a_plan_lists_sizes_steps_and_every_blocker() {
     let device = Device::start();
     let (code, out, _) = bascule(&device, &["plan", "/x.bascule"]);

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use bascule_core::TargetGroup;
+use bascule_core::{Group, TargetGroup};
 
 use super::contents::{SortKeys, check_whole, words_of_image};
 use super::names::Kind;
@@ -51,22 +51,7 @@ impl SdBootBackend {
     /// [`BootError::Image`] when it would not.
     pub fn check_image(&self, target: TargetGroup, image: &File, root: &str) -> Result<(), BootError> {
         let group = target.group();
-        let unfit = |fault: String| BootError::Image { group, fault };
-        let keys = SortKeys::of_image(image).map_err(unfit)?;
-        check_whole(image).map_err(unfit)?;
-        let words = words_of_image(image).map_err(unfit)?;
-        let values = |key: &'static str| words.split_ascii_whitespace().filter_map(move |word| word.strip_prefix(key));
-        if !values(GROUP_WORD).eq([group.letter()]) {
-            return Err(unfit(format!("its command line does not have {GROUP_WORD}{group}, once")));
-        }
-        if values("bascule.trial=").next().is_some() {
-            return Err(unfit("its command line has bascule.trial=, and no tries can be told there".into()));
-        }
-        if let Some(other) = values(ROOT_WORD).find(|guid| !guid.eq_ignore_ascii_case(root)) {
-            return Err(unfit(format!(
-                "its command line has {ROOT_WORD}{other}, and the root of group {group} is {root}"
-            )));
-        }
+        let keys = own_words(group, image, root)?;
         let listing = self.listing()?;
         let running = listing.whole(group.opposite()).map(|found| self.directory().join(&found.file));
         let running = running.map(|path| SortKeys::read(&self.root, Kind::Image, &path)).transpose();
@@ -75,6 +60,53 @@ impl SdBootBackend {
         }
         let differ =
             "its os-release says another ID or VERSION than that of the running group, by which the loader would sort";
-        Err(unfit(differ.into()))
+        Err(BootError::Image { group, fault: differ.into() })
     }
+}
+
+/// An image that a new device begins with, and the GUID of the partition that its kernel has to take for its root.
+#[derive(Debug, Clone, Copy)]
+pub struct NewImage<'i> {
+    /// Whose it is.
+    pub group: Group,
+    /// Its bytes.
+    pub image: &'i File,
+    /// The group's root.
+    pub root: &'i str,
+}
+
+/// Whether the loader would list these images of a new device, each as its group's, and go by their names alone.
+///
+/// # Errors
+/// [`BootError::Image`] when it would not.
+pub fn check_new_images(images: &[NewImage<'_>]) -> Result<(), BootError> {
+    let mut first = None;
+    for new in images {
+        let keys = own_words(new.group, new.image, new.root)?;
+        if *first.get_or_insert_with(|| keys.clone()) != keys {
+            let differ =
+                "its os-release says another ID or VERSION than the other group's, by which the loader would sort";
+            return Err(BootError::Image { group: new.group, fault: differ.into() });
+        }
+    }
+    Ok(())
+}
+
+/// What the loader sorts an image by, if it is whole and would start this group's own root.
+fn own_words(group: Group, image: &File, root: &str) -> Result<SortKeys, BootError> {
+    let unfit = |fault: String| BootError::Image { group, fault };
+    let keys = SortKeys::of_image(image).map_err(unfit)?;
+    check_whole(image).map_err(unfit)?;
+    let words = words_of_image(image).map_err(unfit)?;
+    let values = |key: &'static str| words.split_ascii_whitespace().filter_map(move |word| word.strip_prefix(key));
+    if !values(GROUP_WORD).eq([group.letter()]) {
+        return Err(unfit(format!("its command line does not have {GROUP_WORD}{group}, once")));
+    }
+    if values("bascule.trial=").next().is_some() {
+        return Err(unfit("its command line has bascule.trial=, and no tries can be told there".into()));
+    }
+    if let Some(other) = values(ROOT_WORD).find(|guid| !guid.eq_ignore_ascii_case(root)) {
+        return Err(unfit(format!("its command line has {ROOT_WORD}{other}, and the root of group {group} is {root}")));
+    }
+    Ok(keys)
 }

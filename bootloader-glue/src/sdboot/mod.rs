@@ -71,7 +71,7 @@ use bascule_core::{BootView, BootedGroup, Group, Settings, TargetGroup, Tries};
 use crate::{BootBackend, BootError};
 
 use contents::SortKeys;
-pub use image::ImagePlace;
+pub use image::{ImagePlace, NewImage, check_new_images};
 use listing::{Faults, Listing};
 use names::{Kind, Owner};
 use plan::Refusal;

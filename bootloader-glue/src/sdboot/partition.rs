@@ -138,21 +138,40 @@ impl Kernel {
 /// Group `a` is committed. The copies in `bascule/` are what a lost entry is made anew from.
 #[must_use]
 pub fn factory_files(a: &Kernel, b: &Kernel, second: SecondGroup) -> Vec<(String, Vec<u8>)> {
-    let mark = match second {
-        SecondGroup::Empty => Mark::Off,
-        SecondGroup::Filled => Mark::Good,
-    };
-    let names = [
-        EntryName { generation: 1, group: Group::A, mark: Mark::Good },
-        EntryName { generation: 0, group: Group::B, mark },
-    ];
-    let mut files = vec![("loader/loader.conf".to_owned(), LOADER_CONF.as_bytes().to_vec())];
-    for (name, kernel) in names.into_iter().zip([a, b]) {
+    let mut files = vec![loader_conf()];
+    for (name, kernel) in factory_names(second).into_iter().zip([a, b]) {
         let text = kernel.entry(name.group).into_bytes();
         files.push((format!("{}/{}", Kind::Text.directory(), name.file_name(Kind::Text)), text.clone()));
         files.push((super::copy(name.group, Kind::Text), text));
     }
     files
+}
+
+/// Like [`factory_files`], for a device whose entries are unified kernel images: those of the groups, `None` for `b` where it
+/// has nothing that may be started. [`check_new_images`](super::check_new_images) has looked at them.
+///
+/// Group `b` then has an empty file, which its first image is put into. There are no copies: each group's root has its image.
+#[must_use]
+pub fn factory_images(a: Vec<u8>, b: Option<Vec<u8>>) -> Vec<(String, Vec<u8>)> {
+    let second = if b.is_some() { SecondGroup::Filled } else { SecondGroup::Empty };
+    let images = [a, b.unwrap_or_default()];
+    let entries = factory_names(second).into_iter().zip(images);
+    let entries =
+        entries.map(|(name, image)| (format!("{}/{}", Kind::Image.directory(), name.file_name(Kind::Image)), image));
+    std::iter::once(loader_conf()).chain(entries).collect()
+}
+
+/// Group `a` is committed, and tried first.
+fn factory_names(second: SecondGroup) -> [EntryName; 2] {
+    let mark = match second {
+        SecondGroup::Empty => Mark::Off,
+        SecondGroup::Filled => Mark::Good,
+    };
+    [EntryName { generation: 1, group: Group::A, mark: Mark::Good }, EntryName { generation: 0, group: Group::B, mark }]
+}
+
+fn loader_conf() -> (String, Vec<u8>) {
+    ("loader/loader.conf".to_owned(), LOADER_CONF.as_bytes().to_vec())
 }
 
 impl SdBootBackend {

@@ -24,8 +24,10 @@ const MOST_BYTES: u64 = 1 << 30;
 const MOST_TEXT_BYTES: u64 = DIRECT_ALIGNMENT as u64;
 /// Alignment that direct input asks for on every device we know.
 const DIRECT_ALIGNMENT: usize = 4096;
-/// What is not finished yet; the loader does not list it.
-const UNFINISHED: &str = "bascule-new.tmp";
+/// What is not finished yet has this name with a number; the loader does not list it, and it is no name of ours.
+fn unfinished_name(number: usize) -> String {
+    format!("bascule-new-{number}.tmp")
+}
 
 /// The names in the directory. One that is not UTF-8 cannot be ours.
 pub(super) fn names(dir: &Path) -> Result<Vec<String>, BootError> {
@@ -69,24 +71,50 @@ pub(super) fn sync(dir: &Path) -> Result<(), BootError> {
     synced.map_err(|source| BootError::Write { path: dir.to_owned(), source })
 }
 
-/// A new file with the bytes of `kept`, or an empty one: written and synced under another name, then renamed.
+/// A new file with the bytes of `kept`, or an empty one: written and synced under a name that no file has, then renamed.
+///
+/// What an earlier call left that was cut off is neither deleted nor written to, nor is its name taken again. Linux' vfat
+/// writes the new name of a rename before it takes the old one away, and the sync of the renamed file brings the first to
+/// the medium without the second where the two are in different sectors of the directory. After a cut there the left-over
+/// is a second name of the entry's own clusters: to delete it would free them, and the next file to be written would be
+/// what the loader reads as the entry. No contents tell such a left-over from one that was never renamed, because entries
+/// are written in place later. What a call made itself and could not finish, and did not rename, it takes away.
 pub(super) fn create(dir: &Path, kept: Option<&Path>, to: &str) -> Result<(), BootError> {
-    let unfinished = dir.join(UNFINISHED);
-    let failed = |source| BootError::Write { path: unfinished.clone(), source };
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+    let (unfinished, mut new) = unfinished(dir)?;
+    let written = fill(&mut new, &dir.join(&unfinished), kept);
+    drop(new);
+    if let Err(error) = written {
+        // A full boot partition is tried again and again: each attempt must not take a name and what room there was.
+        drop(fs::remove_file(dir.join(&unfinished)));
+        return Err(error);
     }
-    let new = OpenOptions::new().write(true).create_new(true).custom_flags(libc::O_NOFOLLOW).open(&unfinished);
-    let mut new = new.map_err(failed)?;
+    rename(dir, &unfinished, to)
+}
+
+/// A new file under the first name for what is unfinished that no file has, and that name.
+fn unfinished(dir: &Path) -> Result<(String, File), BootError> {
+    for name in (0..MOST_FILES).map(unfinished_name) {
+        let path = dir.join(&name);
+        let new = OpenOptions::new().write(true).create_new(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+        match new {
+            Ok(new) => return Ok((name, new)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(BootError::Write { path, source }),
+        }
+    }
+    let source = io::Error::new(io::ErrorKind::AlreadyExists, "too many unfinished files");
+    Err(BootError::Write { path: dir.to_owned(), source })
+}
+
+/// Copies what was kept into a new file, durably.
+fn fill(new: &mut File, path: &Path, kept: Option<&Path>) -> Result<(), BootError> {
+    let failed = |source| BootError::Write { path: path.to_owned(), source };
     if let Some(kept) = kept {
         let source = |source| BootError::Read { path: kept.to_owned(), source };
         let mut bytes = File::open(kept).map_err(source)?.take(MOST_BYTES);
-        io::copy(&mut bytes, &mut new).map_err(failed)?;
+        io::copy(&mut bytes, new).map_err(failed)?;
     }
-    new.sync_all().map_err(failed)?;
-    drop(new);
-    rename(dir, UNFINISHED, to)
+    new.sync_all().map_err(failed)
 }
 
 /// Makes a file that is there hold exactly these bytes, durably: written in place, synced, and read back from the device.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use bascule_image::delta::explain::{Explanation, Matter};
+use bascule_image::delta::explain::{Advice, Explanation};
 use bascule_image::delta::image::{DeltaSpec, Tally, Transforms};
 use bascule_image::delta::whole::{apply_opened, create_delta};
 use bascule_image::limits::MAX_CHUNK_BYTES;
@@ -113,12 +113,26 @@ fn explain(explanation: &Explanation, whole: u64) {
         let (bytes, share) = (show::size(file.bytes), show::share(file.bytes, whole));
         show::line(format_args!("  {bytes:>12} {share:>7}  {}: {}", file.path, parts.join(", ")));
     }
-    if let Some(compressed) = explanation.matters.get(&Matter::Compressed).filter(|bytes| **bytes > whole / 20) {
-        show::line(format_args!(
-            "\n  {} are compressed files, of which a small change leaves nothing equal. Put them into the image\n  \
-             uncompressed (for kernel modules: MODULE_COMPRESS off), and compress the file system where room is scarce.",
-            show::size(*compressed)
-        ));
+    if let Some(advice) = explanation.advice {
+        show::line(format_args!("\n  {}", text(advice)));
+    }
+}
+
+/// What to do about compressed data.
+fn text(advice: Advice) -> &'static str {
+    match advice {
+        Advice::StoreFilesPlain => {
+            "Much of it is compressed files, of which a small change leaves nothing equal. Put them into the image\n  \
+             uncompressed (for kernel modules: MODULE_COMPRESS off), and compress the file system where room is scarce."
+        }
+        Advice::OtherLibzstd => {
+            "Much of it is compressed: files that are, and blocks that libzstd 1.5.7, which devices have, does not pack\n  \
+             again. Make the squashfs with a mksquashfs that has libzstd 1.5.6 or later, or take erofs without compression."
+        }
+        Advice::OtherSquashfs => {
+            "Nothing is known of what this squashfs holds, for its blocks cannot be packed again. Make it with -comp zstd\n  \
+             and blocks of at most 128 KiB, by a mksquashfs that has libzstd 1.5.6 or later, or take erofs without compression."
+        }
     }
 }
 

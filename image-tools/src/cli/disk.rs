@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use bascule_image::disk::{
-    Arch, DiskSpec, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Part, Sizes, SlotContent, create_disk_for,
+    Arch, DiskSpec, Entries, Ext4, FALLBACK_EPOCH, LOADER_FILES, Loader, Part, SYSTEMD_BOOT_FILES, Sizes, SlotContent,
+    create_disk_for, parts,
 };
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -16,6 +17,8 @@ use super::{show, value};
 pub(crate) enum Disk {
     /// Make an A/B disk image that boots through the loader you name.
     Create(Create),
+    /// Say which partitions a disk would have, with their PARTUUIDs, and make nothing: a unified kernel image names its root.
+    Layout(Layout),
 }
 
 /// The commands about root images.
@@ -42,18 +45,36 @@ pub(crate) struct Create {
     /// A ready image for slot b.
     #[arg(long)]
     root_image_b: Option<PathBuf>,
-    /// The loader's files [default: usr/lib/bascule/boot/grub of the tree]. U-Boot's are boot.scr and u-boot-initial-env.
+    /// The loader's files [default: usr/lib/bascule/boot/grub of the tree]. U-Boot's are boot.scr and u-boot-initial-env;
+    /// systemd-boot's is its program, if not the host's.
     #[arg(long)]
     boot_files: Option<PathBuf>,
-    /// What starts a group.
-    #[arg(long, value_enum, default_value_t)]
-    loader: LoaderName,
     /// The machine's processor. On aarch64 only U-Boot is known to start.
     #[arg(long, value_enum, default_value_t)]
     arch: ArchName,
     /// Where GRUB's modules are [default: where the packages put them].
     #[arg(long)]
     grub_modules: Option<PathBuf>,
+    #[command(flatten)]
+    shape: Shape,
+    /// Start each group by a unified kernel image, which its root has as /usr/lib/bascule/boot/uki/a.efi and b.efi, in place of
+    /// a text entry and /boot/vmlinuz; with --loader systemd-boot. The EFI system partition has to hold two of them.
+    #[arg(long)]
+    unified: bool,
+    /// The disk image to write.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which partitions a disk has.
+#[derive(Debug, Args)]
+struct Shape {
+    /// What starts a group.
+    #[arg(long, value_enum, default_value_t)]
+    loader: LoaderName,
     /// Size of each root slot.
     #[arg(long, default_value = "512M", value_parser = value::size)]
     slot_size: u64,
@@ -66,16 +87,20 @@ pub(crate) struct Create {
     /// What identifiers are derived from: give each disk of one machine its own.
     #[arg(long, default_value = "bascule")]
     seed: String,
-    /// The disk image to write.
-    #[arg(short, long)]
-    output: PathBuf,
+}
+
+/// What is to be said of a disk.
+#[derive(Debug, Args)]
+pub(crate) struct Layout {
+    #[command(flatten)]
+    shape: Shape,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 /// The loaders, as people write them.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 enum LoaderName {
     /// GRUB, started by UEFI firmware.
     #[default]
@@ -147,8 +172,10 @@ pub(crate) struct Root {
 
 impl Disk {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let Disk::Create(create) = self;
-        create.run()
+        match self {
+            Disk::Create(create) => create.run(),
+            Disk::Layout(layout) => layout.run(),
+        }
     }
 }
 
@@ -167,14 +194,18 @@ impl Create {
             (None, None) => SlotContent::Empty,
         };
         let boot_files = self.boot_files.or_else(|| self.tree.as_ref().map(|tree| tree.join(LOADER_FILES)));
+        // That loader's program is the only file, and the host has it.
+        let hosts = (self.shape.loader == LoaderName::SystemdBoot).then(|| PathBuf::from(SYSTEMD_BOOT_FILES));
+        let boot_files = boot_files.or(hosts);
         let spec = DiskSpec {
             root_a: slot(self.root_image, self.tree),
             root_b: slot(self.root_image_b, self.tree_b),
             boot_files: boot_files.context("without --tree, --boot-files must say where the loader's files are")?,
-            loader: self.loader.into(),
+            loader: self.shape.loader.into(),
+            entries: if self.unified { Entries::Images } else { Entries::Texts },
             grub_modules: self.grub_modules,
-            sizes: Sizes { esp: self.esp_size, slot: self.slot_size, data: self.data_size },
-            seed: self.seed,
+            sizes: self.shape.sizes(),
+            seed: self.shape.seed,
             epoch: epoch()?,
         };
         ensure!(
@@ -192,12 +223,34 @@ impl Create {
                 show::size(length),
                 show::size(stored)
             ));
-            for Part { number, name, offset, size, partuuid } in &parts {
-                let (at, size) = (show::size(*offset), show::size(*size));
-                show::line(format_args!("  {number}  {name:8} {size:>11} at {at:>11}  PARTUUID={partuuid}"));
-            }
+            show_parts(&parts);
         }
         Ok(())
+    }
+}
+
+impl Layout {
+    fn run(self) -> anyhow::Result<()> {
+        let parts = parts(&self.shape.sizes(), self.shape.loader.into(), &self.shape.seed)?;
+        if self.json {
+            show::json(&json!({ "partitions": parts }));
+        } else {
+            show_parts(&parts);
+        }
+        Ok(())
+    }
+}
+
+impl Shape {
+    fn sizes(&self) -> Sizes {
+        Sizes { esp: self.esp_size, slot: self.slot_size, data: self.data_size }
+    }
+}
+
+fn show_parts(parts: &[Part]) {
+    for Part { number, name, offset, size, partuuid } in parts {
+        let (at, size) = (show::size(*offset), show::size(*size));
+        show::line(format_args!("  {number}  {name:8} {size:>11} at {at:>11}  PARTUUID={partuuid}"));
     }
 }
 

@@ -11,11 +11,12 @@ use super::predict::Prediction;
 use super::predict::learn::Move;
 use super::repack::Part;
 use super::repack::plan::Planned;
-use super::table::{BaseRange, Transform, Way, push_packed, push_part, push_record};
+use super::table::{BaseRange, DeltaChunk, Transform, Way, push_packed, push_part, push_record};
 use super::varint;
 use crate::Digest;
 use crate::limits::{BASE_BLOCK_BYTES, MAX_CHUNK_BYTES, MAX_CONTROL_BYTES, MAX_RANGES, MAX_SOURCE_BYTES};
 use crate::manifest::sha256;
+use crate::table::Chunk;
 
 /// A patch so many times shorter than the chunk packed alone in no time is taken: packed well it is not that much shorter.
 const SURELY_LESS: usize = 4;
@@ -71,6 +72,29 @@ impl Encoded {
     pub(super) fn is_predicted(&self) -> bool {
         let mut pieces = self.parts.iter().flat_map(|part| &part.pieces);
         self.transform == Transform::Predicted || pieces.any(|(piece, _)| piece.is_predicted())
+    }
+
+    /// As a device reads it, where it makes `output`. Its blob is taken to be the only one.
+    pub(super) fn chunk(&self, output: Chunk) -> DeltaChunk {
+        let part = |part: &EncodedPart| {
+            let mut left = part.part.content;
+            let piece = |(piece, digest): &(Encoded, Digest)| {
+                let len = left.min(MAX_CHUNK_BYTES);
+                left -= len;
+                piece.chunk(Chunk { len, digest: *digest, ..output })
+            };
+            Part { pieces: part.pieces.iter().map(piece).collect(), ..part.part.clone() }
+        };
+        let stored_len = self.stored_len(output.len as usize) as u32;
+        DeltaChunk {
+            output,
+            way: self.way,
+            stored_offset: 0,
+            stored_len,
+            source: self.source.clone(),
+            transform: self.transform,
+            parts: self.parts.iter().map(part).collect(),
+        }
     }
 
     /// Appends its record to a table.
@@ -189,13 +213,19 @@ impl<'b> ChunkEncoder<'b> {
                 return Ok(patched.clone());
             }
         }
-        let plain = self.compressor.compress(new)?;
-        let plain = if plain.len() < new.len() { (Way::Zstd, plain) } else { (Way::Raw, Vec::new()) };
-        let plain_len = if plain.0 == Way::Raw { new.len() } else { plain.1.len() };
-        if let Some(patched) = patched.filter(|patched| patched.stored.len() < plain_len) {
-            return Ok(patched);
-        }
-        Ok(Encoded::new(plain.0, Vec::new(), plain.1, transform))
+        let alone = self.encode_alone(new)?;
+        let alone_len = alone.stored_len(new.len());
+        Ok(patched.filter(|patched| patched.stored.len() < alone_len).unwrap_or(alone))
+    }
+
+    /// Packs `new` without a look at the base.
+    ///
+    /// # Errors
+    /// When zstd fails.
+    pub(super) fn encode_alone(&mut self, new: &[u8]) -> io::Result<Encoded> {
+        let packed = self.compressor.compress(new)?;
+        let (way, stored) = if packed.len() < new.len() { (Way::Zstd, packed) } else { (Way::Raw, Vec::new()) };
+        Ok(Encoded::new(way, Vec::new(), stored, Transform::None))
     }
 
     /// Makes the chunk in `parts`.
@@ -230,7 +260,7 @@ impl<'b> ChunkEncoder<'b> {
             let (control, differences, fresh) = streams(&bytes, new, &pieces, &source);
             let total: u64 = source.iter().map(|range| range.len).sum();
             let fits = total <= MAX_SOURCE_BYTES && source.len() as u64 <= MAX_RANGES;
-            if fits && control.len() <= MAX_CONTROL_BYTES as usize {
+            if fits && self.base.may_be_read(&source) && control.len() <= MAX_CONTROL_BYTES as usize {
                 let stored = self.pack(&control, &differences, &fresh)?;
                 return Ok(Some(Encoded::new(Way::Patched { source: digest }, source, stored, transform)));
             }
@@ -257,7 +287,7 @@ impl<'b> ChunkEncoder<'b> {
     }
 }
 
-/// The ranges to copy, where every piece is whole blocks of the base.
+/// The ranges to copy, where every piece is whole blocks of the base as it really is.
 fn whole_blocks(base: &BaseIndex, new: &[u8], pieces: &[Piece]) -> Option<Vec<BaseRange>> {
     let size = base.bytes().len() as u64;
     let mut at = 0;
@@ -273,7 +303,7 @@ fn whole_blocks(base: &BaseIndex, new: &[u8], pieces: &[Piece]) -> Option<Vec<Ba
         at += piece.len;
         ranges.push(range);
     }
-    Some(ranges)
+    (base.may_be_read(&ranges) && !base.is_predicted(&ranges)).then_some(ranges)
 }
 
 /// The blocks that the pieces are copied from, in ascending order, put together where they touch.

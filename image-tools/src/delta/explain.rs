@@ -16,6 +16,8 @@ use super::encode::Encoded;
 use super::patch::Patcher;
 use super::predict::ext4::Extent;
 use super::predict::{self, elf};
+use super::repack::find::{Found, Unpacked};
+use super::repack::{Codec, squashfs};
 use super::table::Way;
 
 /// What bytes of a file are.
@@ -64,6 +66,20 @@ pub struct Explanation {
     pub matters: BTreeMap<Matter, u64>,
     /// Files that cost anything, the dearest first.
     pub files: Vec<FileCost>,
+    /// What an integrator could change, where compressed data are more than a twentieth of the delta.
+    pub advice: Option<Advice>,
+}
+
+/// What would make the next delta smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Advice {
+    /// Files that are compressed in the image should not be.
+    StoreFilesPlain,
+    /// The squashfs should be made by another libzstd: of this one's blocks not all could be packed again.
+    OtherLibzstd,
+    /// The squashfs should be one whose blocks can be packed again: none of this one's can.
+    OtherSquashfs,
 }
 
 /// A stretch of the new image, or of what its units hold, with one label.
@@ -82,6 +98,8 @@ pub(super) struct Labels {
     /// File and matter of each label; the first is the file system.
     labels: Vec<(usize, Matter)>,
     files: Vec<(String, u64)>,
+    /// What to say if compressed data cost much.
+    advice: Option<Advice>,
 }
 
 /// What is charged to each label.
@@ -93,15 +111,8 @@ const FRESH: f64 = 3.0;
 const OPERATION: f64 = 8.0;
 
 impl Labels {
-    /// Finds the files of `image`. `unpacked` are files among what its units hold, which is `content` and lies at `behind`
-    /// of the long image; `packed` is where the units lie.
-    pub(super) fn new(
-        image: &[u8],
-        content: &[u8],
-        behind: u64,
-        unpacked: &[(usize, usize)],
-        packed: &[Extent],
-    ) -> Self {
+    /// Finds the files of `image`, and those among what its units hold, which lies at `behind` of the long image.
+    pub(super) fn new(image: &[u8], found: &Found, behind: u64) -> Self {
         let mut labels = Labels::default();
         labels.label("(file system)".into(), 0, Matter::Filesystem);
         let files = predict::named_files(image).unwrap_or_default();
@@ -114,20 +125,55 @@ impl Labels {
             labels.add_file(image, &extents, number);
         }
         owners.sort_unstable();
-        for (number, &(at, length)) in unpacked.iter().enumerate() {
-            let start = packed.get(number).map_or(0, |extent| extent.start);
-            let owner = owners.partition_point(|(from, ..)| *from <= start).checked_sub(1).and_then(|n| owners.get(n));
-            let owner = owner.map_or(0, |(.., file)| *file);
-            let extent = Extent { at: 0, start: 0, length: length as u64 };
+        for file in &found.files {
+            let owner = match &file.path {
+                Some(path) => {
+                    labels.files.push((path.clone(), file.extents.iter().map(|extent| extent.length).sum()));
+                    labels.files.len() - 1
+                }
+                None => {
+                    let first = file.extents.first().and_then(|extent| found.unit(extent.start as usize));
+                    let start = first.and_then(|unit| unit.stretches.first()).map_or(0, |stretch| stretch.start);
+                    let before = owners.partition_point(|(from, ..)| *from <= start).checked_sub(1);
+                    before.and_then(|number| owners.get(number)).map_or(0, |(.., file)| *file)
+                }
+            };
             let before = labels.stretches.len();
-            labels.add_file(content.get(at..).unwrap_or_default(), &[extent], owner);
+            labels.add_file(&found.content, &file.extents, owner);
             for stretch in labels.stretches.iter_mut().skip(before) {
-                stretch.start += behind + at as u64;
-                stretch.end += behind + at as u64;
+                stretch.start += behind;
+                stretch.end += behind;
+            }
+            if file.path.is_some() {
+                labels.add_blocks(found, file, owner);
             }
         }
         labels.stretches.sort_unstable_by_key(|stretch| stretch.start);
+        labels.advice = match image.starts_with(squashfs::MAGIC_BYTES) {
+            true if squashfs::read(image).is_none() => Some(Advice::OtherSquashfs),
+            // Nobody asked for it, the old image is another, or nothing is packed.
+            true if found.units.iter().all(|unit| unit.codec == Codec::Plain) => None,
+            true => Some(Advice::OtherLibzstd),
+            false => Some(Advice::StoreFilesPlain),
+        };
         labels
+    }
+
+    /// Adds the packed blocks of a file: what is sent of these is what could not be packed again. A block that several
+    /// files share is charged to the first.
+    fn add_blocks(&mut self, found: &Found, file: &Unpacked, owner: usize) {
+        let (packed, plain) = (self.matter(owner, Matter::Compressed), self.matter(owner, Matter::Other));
+        let units = |extent: &Extent| {
+            let (start, end) = (extent.start as usize, (extent.start + extent.length) as usize);
+            let first = found.units.partition_point(|unit| unit.at < start);
+            found.units.iter().skip(first).take_while(move |unit| unit.at < end)
+        };
+        for unit in file.extents.iter().flat_map(units) {
+            let label = if unit.codec == Codec::Plain { plain } else { packed };
+            let stretches =
+                unit.stretches.iter().map(|stretch| (stretch.start, stretch.start + u64::from(stretch.length)));
+            self.stretches.extend(stretches.map(|(start, end)| Stretch { start, end, label }));
+        }
     }
 
     fn label(&mut self, path: String, length: u64, matter: Matter) {
@@ -256,6 +302,11 @@ impl Labels {
             *cost.matters.entry(*matter).or_default() += bytes;
         }
         made.matters.insert(Matter::Table, table);
+        let of = |matter| made.matters.get(&matter).copied().unwrap_or_default();
+        // Nothing is known of the files of a squashfs that cannot be read: all of it is the file system's.
+        let is_sealed = self.advice == Some(Advice::OtherSquashfs);
+        let compressed = of(if is_sealed { Matter::Filesystem } else { Matter::Compressed });
+        made.advice = self.advice.filter(|_| compressed > made.matters.values().sum::<u64>() / 20);
         made.files = files.into_values().collect();
         made.files.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.path.cmp(&other.path)));
         made

@@ -5,19 +5,20 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::encode::{Aligned, ChunkEncoder};
+use super::encode::{Aligned, ChunkEncoder, Encoded};
 use super::explain::{Explanation, Labels, Shares};
 use super::index::BaseIndex;
 use super::patch::Patcher;
 use super::predict::Prediction;
 use super::predict::ext4::Extent;
 use super::predict::learn::learn;
+use super::proof;
 use super::repack::find::{self, FoundUnit};
-use super::repack::plan::Plan;
+use super::repack::plan::{Plan, number_of};
 use super::repack::units::Units;
 use super::table::Way;
 use crate::layout;
@@ -145,6 +146,7 @@ pub(super) fn encode_predicting(
         false => Prediction::default(),
     };
     base.predict(&prediction);
+    let prediction = Arc::new(prediction);
     image.encode(base, aligned, (&prediction, &repacked), blobs, progress)
 }
 
@@ -154,7 +156,7 @@ struct Repacked {
     /// Where units of the base image lie.
     units: Option<Units>,
     /// Files in their content, as the long image has them.
-    files: Vec<Extent>,
+    files: Vec<Vec<Extent>>,
     /// How chunks of the new image are cut into parts.
     plan: Plan,
 }
@@ -177,14 +179,15 @@ impl Repacked {
         if new.units.is_empty() || !fits {
             return Ok(Repacked::default());
         }
+        let packed = |unit: &FoundUnit| number_of(&find::bytes_of(base.bytes(), &unit.stretches));
+        let old_units = old.units.iter().map(packed).collect();
         let mut content = old.content;
         content.resize(content.len().next_multiple_of(BASE_BLOCK_BYTES as usize), 0);
-        base.extend(&content);
-        let file = |(at, length): (usize, usize)| Extent { at: 0, start: (size + at) as u64, length: length as u64 };
+        base.extend(&content, units.clone());
         Ok(Repacked {
             units: Some(units),
-            files: old.files.into_iter().map(file).collect(),
-            plan: Plan::new(new, &bytes),
+            files: old.files.iter().map(|file| file.behind(size as u64)).collect(),
+            plan: Plan::new(new, &bytes, &old_units),
         })
     }
 }
@@ -242,7 +245,7 @@ impl NewImage<'_> {
         &self,
         base: &BaseIndex,
         aligned: Vec<Aligned>,
-        (prediction, repacked): (&Prediction, &Repacked),
+        (prediction, repacked): (&Arc<Prediction>, &Repacked),
         blobs: &mut dyn Write,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<EncodedImage> {
@@ -264,8 +267,16 @@ impl NewImage<'_> {
                         encoded = other;
                     }
                 }
-                if encoded.way == Way::Raw {
-                    encoded.stored = output.to_vec();
+                let fill = |encoded: &mut Encoded| {
+                    if encoded.way == Way::Raw {
+                        encoded.stored = output.to_vec();
+                    }
+                };
+                fill(&mut encoded);
+                if !proof::makes(&encoded, output, base, prediction) {
+                    debug_assert!(false, "chunk {number} does not come out");
+                    encoded = encoder.encode_alone(output)?;
+                    fill(&mut encoded);
                 }
                 let offset = number as u64 * u64::from(self.spec.chunk_bytes);
                 let share = |labels: &Labels| labels.share(&encoded, offset, output.len(), &mut Patcher::default());
@@ -300,12 +311,7 @@ impl NewImage<'_> {
 
     /// The files of the image and of what its units hold.
     fn labels(&self, plan: &Plan) -> io::Result<Labels> {
-        let found = plan.found();
-        let packed: Vec<_> = found.files.iter().map(|(at, _)| found.units.iter().find(|unit| unit.at == *at)).collect();
-        let start =
-            |unit: &Option<&FoundUnit>| unit.and_then(|unit| unit.stretches.first()).map_or(0, |first| first.start);
-        let packed: Vec<_> = packed.iter().map(|unit| Extent { at: 0, start: start(unit), length: 0 }).collect();
-        Ok(Labels::new(&self.bytes()?, &found.content, plan.behind(), &found.files, &packed))
+        Ok(Labels::new(&self.bytes()?, plan.found(), plan.behind()))
     }
 
     /// What is to be predicted, as a device will read it.
@@ -317,9 +323,7 @@ impl NewImage<'_> {
         new.resize(new.len().next_multiple_of(BASE_BLOCK_BYTES as usize), 0);
         let behind = new.len();
         let found = repacked.plan.found();
-        let file =
-            |&(at, length): &(usize, usize)| Extent { at: 0, start: (behind + at) as u64, length: length as u64 };
-        let new_files: Vec<_> = found.files.iter().map(file).collect();
+        let new_files: Vec<_> = found.files.iter().map(|file| file.behind(behind as u64)).collect();
         let content = &found.content;
         let pieces: Vec<_> = content.chunks(MAX_CHUNK_BYTES as usize).collect();
         let aligned = in_turn(self.spec.workers, 0..pieces.len(), |number| {

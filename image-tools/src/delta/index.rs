@@ -11,7 +11,9 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::predict::Prediction;
+use super::repack::Units;
 use super::table::BaseRange;
+use crate::limits::MAX_UNPACKED_BYTES;
 
 /// The unit of the block index in bytes.
 pub(super) const BLOCK: usize = 4096;
@@ -37,6 +39,8 @@ pub struct BaseIndex {
     block_of: Vec<u32>,
     /// What the base image really holds in blocks whose references were replaced.
     originals: HashMap<u32, Box<[u8]>>,
+    /// Where the content of units behind the image comes from.
+    units: Option<Units>,
 }
 
 impl std::fmt::Debug for BaseIndex {
@@ -75,6 +79,7 @@ impl BaseIndex {
             earlier: Vec::with_capacity(full * BLOCK / STEP),
             block_of: Vec::with_capacity(full),
             originals: HashMap::new(),
+            units: None,
             bytes,
         };
         blocks.for_each(|number| index.add(number, bits));
@@ -105,8 +110,9 @@ impl BaseIndex {
         }
     }
 
-    /// Adds what units behind the image hold, which is whole blocks long.
-    pub(super) fn extend(&mut self, content: &[u8]) {
+    /// Adds what `units` behind the image hold, which is whole blocks long.
+    pub(super) fn extend(&mut self, content: &[u8], units: Units) {
+        self.units = Some(units);
         let bits = self.heads.len().ilog2();
         let first = self.bytes.len() / BLOCK;
         self.bytes.extend_from_slice(content);
@@ -134,6 +140,11 @@ impl BaseIndex {
         let mut changed: Vec<_> = self.originals.keys().copied().collect();
         changed.sort_unstable();
         changed.into_iter().for_each(|number| self.add(number as usize, bits));
+    }
+
+    /// Whether a device may unpack all that it needs to read the ranges.
+    pub(super) fn may_be_read(&self, ranges: &[BaseRange]) -> bool {
+        self.units.as_ref().is_none_or(|units| units.unpacked_for(ranges) <= MAX_UNPACKED_BYTES)
     }
 
     /// Whether a reference in one of the ranges was replaced.

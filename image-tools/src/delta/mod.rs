@@ -17,6 +17,7 @@
 //! | [`predict`] | addresses in a source, moved to where they probably are |
 //! | [`repack`] | compressed data, made of what they hold |
 //! | [`encode`] | one chunk of a new image as a record and stored bytes: the encoder |
+//! | [`proof`] | what was encoded is made as a device makes it (host) |
 //! | [`image`] | a whole image against a base, on all cores |
 //! | [`index`] | the base in memory |
 //! | [`file`](mod@file) | a delta on its own, not signed |
@@ -34,6 +35,7 @@ pub mod image;
 pub mod index;
 pub mod patch;
 pub mod predict;
+mod proof;
 pub mod repack;
 pub mod table;
 mod varint;

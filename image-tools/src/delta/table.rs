@@ -14,6 +14,7 @@ use crate::error::BundleError;
 use crate::format::Fields;
 use crate::limits::{
     BASE_BLOCK_BYTES, MAX_CHUNK_BYTES, MAX_PART_BYTES, MAX_PARTS, MAX_PAYLOAD_BYTES, MAX_RANGES, MAX_SOURCE_BYTES,
+    MAX_UNPACKED_BYTES,
 };
 use crate::table::{Chunk, ChunkTable, Cursor};
 
@@ -201,7 +202,10 @@ impl DeltaTable {
         let looked = match plain {
             Ok(seen) if !seen.is_packed => Ok((seen, table.bytes.split_off(seen.end.min(table.bytes.len())))),
             // What breaks a rule may only lie behind the base image, in units.
-            plain => table.look_with_units(base_size, full).map_err(|fault| plain.err().unwrap_or(fault)),
+            plain => match table.take_units(base_size, full) {
+                Ok(behind) => table.look(full).map(|seen| (seen, behind)),
+                Err(fault) => Err(plain.err().unwrap_or(fault)),
+            },
         };
         let (seen, behind) = looked.map_err(|(index, fault)| refused(index, fault))?;
         if seen.is_predicted && behind.is_empty() {
@@ -220,9 +224,9 @@ impl DeltaTable {
         Ok(table)
     }
 
-    /// Takes the units behind the records, then looks at these. Returns what follows the units.
-    fn look_with_units(&mut self, base_size: u64, full: &ChunkTable) -> Result<(Seen, Vec<u8>), (u64, Fault)> {
-        // Where units end is said behind the records, so these are looked at twice.
+    /// Takes the units behind the records, and returns what follows them. Only then is it known where sources may end, so
+    /// the records are to be looked at again.
+    fn take_units(&mut self, base_size: u64, full: &ChunkTable) -> Result<Vec<u8>, (u64, Fault)> {
         self.end = MOST_BASE_BYTES;
         let seen = self.look(full)?;
         let behind = self.bytes.split_off(seen.end.min(self.bytes.len()));
@@ -230,15 +234,19 @@ impl DeltaTable {
         let units = Units::parse(&mut fields, base_size).map_err(|fault| (seen.count, fault))?;
         self.end = units.end();
         self.units = Some(Arc::new(units));
-        Ok((self.look(full)?, fields.0.to_vec()))
+        Ok(fields.0.to_vec())
     }
 
     /// Looks at every record; the number of the chunk, where one breaks a rule.
     fn look(&self, full: &ChunkTable) -> Result<Seen, (u64, Fault)> {
         let mut cursor = DeltaCursor::default();
         let mut seen = Seen::default();
+        let unpacked = |chunk: &DeltaChunk| self.units.as_ref().map_or(0, |units| units.unpacked_for(&chunk.source));
         while let Some(step) = self.step(full, &mut cursor) {
             let chunk = step.map_err(|fault| (seen.count, fault))?;
+            if chunk.with_source().any(|chunk| unpacked(chunk) > MAX_UNPACKED_BYTES) {
+                return Err((seen.count, Fault::Rule("more is unpacked for a chunk's source than the limit")));
+            }
             seen.count = seen.count.saturating_add(1);
             seen.is_packed |= chunk.way == Way::Packed;
             let is_predicted = |chunk: &DeltaChunk| chunk.transform == Transform::Predicted;
@@ -365,7 +373,7 @@ impl DeltaTable {
         let content = number(fields)?;
         let (skip, take, rest) = match codec {
             Codec::Plain => (0, content, 0),
-            Codec::Lz4 => (number(fields)?, number(fields)?, number(fields)?),
+            Codec::Lz4 | Codec::Zstd(_) => (number(fields)?, number(fields)?, number(fields)?),
         };
         if take == 0 || content == 0 {
             return Err(Fault::Rule("a part makes nothing"));

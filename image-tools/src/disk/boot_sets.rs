@@ -2,10 +2,10 @@
 //! when it prepared them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bascule_core::Group;
-use bascule_core::boot_set::{BOOT_FILES, KERNEL, SET_KERNEL, boot_set};
+use bascule_core::boot_set::{BOOT_FILES, KERNEL, SET_KERNEL, boot_image, boot_set};
 
 use super::error::DiskError;
 use super::{DiskSpec, SlotContent, tool};
@@ -35,6 +35,22 @@ pub(super) fn files(spec: &DiskSpec, scratch: &Path) -> Result<Vec<(String, Vec<
         }
     }
     Ok(files)
+}
+
+/// A file with the unified kernel image that a slot's root has for the group, which is not empty; `None` for an empty slot.
+pub(super) fn image(slot: &SlotContent, group: Group, scratch: &Path) -> Result<Option<PathBuf>, DiskError> {
+    let name = boot_image(group);
+    let (place, root) = match slot {
+        SlotContent::Empty => return Ok(None),
+        SlotContent::Tree(tree) => (tree.join(&name), tree),
+        SlotContent::Image(image) => {
+            let place = scratch.join(format!("boot-image-{group}"));
+            debugfs(image, &format!("dump /{name} {}", place.display()))?;
+            (place, image)
+        }
+    };
+    let is_there = regular(&place) == Some(true) && fs::metadata(&place).is_ok_and(|about| about.len() > 0);
+    if is_there { Ok(Some(place)) } else { Err(DiskError::NoImage { root: root.clone(), group }) }
 }
 
 pub(super) fn is_empty(slot: &SlotContent) -> bool {

@@ -3,6 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bascule_boot::BootError;
+use bascule_core::Group;
+use bascule_core::boot_set::boot_image;
+
 /// A disk or file system image that could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -69,6 +73,20 @@ pub enum DiskError {
         /// Which rule.
         fault: &'static str,
     },
+    /// Unified kernel images are asked for with a loader that goes by none.
+    #[error("only systemd-boot starts groups by unified kernel images")]
+    OtherLoader,
+    /// A root has no unified kernel image for the group that it goes into.
+    #[error("{root:?} has no unified kernel image for group {group}: no regular file /{} with anything in it", boot_image(*.group))]
+    NoImage {
+        /// The root's tree or image.
+        root: PathBuf,
+        /// The group.
+        group: Group,
+    },
+    /// The roots' unified kernel images cannot be boot entries of this disk.
+    #[error("the disk's boot entries cannot be made")]
+    Image(#[source] BootError),
 }
 
 impl DiskError {
@@ -89,6 +107,9 @@ impl DiskError {
             DiskError::Table(_) => "disk.table",
             DiskError::BootFile { .. } => "disk.boot-file",
             DiskError::Entry(_) => "disk.boot-settings",
+            DiskError::OtherLoader => "disk.other-loader",
+            DiskError::NoImage { .. } => "disk.no-unified-image",
+            DiskError::Image(_) => "disk.unified-image",
         }
     }
 
@@ -114,6 +135,17 @@ impl DiskError {
             DiskError::Entry(_) => "check the loader's files, named with --boot-files".into(),
             DiskError::BootFile { .. } => {
                 "take the files of bootloader-glue/grub, or name their directory with --boot-files".into()
+            }
+            DiskError::OtherLoader => "add --loader systemd-boot, or leave --unified out".into(),
+            DiskError::NoImage { group, .. } => format!(
+                "make it with `ukify`, for the root that `bascule-image disk layout` names, and put it into the root as /{}; \
+                 docs/loaders.md says how. Without --unified the disk starts by the root's /boot/vmlinuz",
+                boot_image(*group)
+            ),
+            DiskError::Image(_) => {
+                "make the images for this disk: `bascule-image disk layout` with the same --seed says its \
+                 PARTUUIDs, docs/loaders.md how"
+                    .into()
             }
         }
     }

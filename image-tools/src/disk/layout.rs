@@ -52,8 +52,11 @@ pub struct Part {
     pub partuuid: String,
 }
 
-/// Lays the five partitions out one after another, from 1 MiB on.
-pub(super) fn parts(sizes: &Sizes, loader: Loader, seed: &str) -> Result<Vec<Part>, DiskError> {
+/// Lays the five partitions out one after another, from 1 MiB on: what a disk of these sizes and this seed has.
+///
+/// # Errors
+/// [`DiskError::Size`].
+pub fn parts(sizes: &Sizes, loader: Loader, seed: &str) -> Result<Vec<Part>, DiskError> {
     let second = if loader == Loader::GrubBios { BIOS_BOOT } else { BOOTENV };
     let wanted = [
         (ESP, sizes.esp, LEAST_ESP_MIB),

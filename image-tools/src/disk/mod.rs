@@ -25,10 +25,12 @@ use std::path::{Path, PathBuf};
 
 pub use error::DiskError;
 pub use ext4::{Ext4, FALLBACK_EPOCH};
-pub use layout::{Part, Sizes};
+pub use layout::{Part, Sizes, parts};
 
 /// Where a root keeps the loader's files, below its tree.
 pub const LOADER_FILES: &str = "usr/lib/bascule/boot/grub";
+/// Where Debian's package systemd-boot-efi has the program of systemd-boot, on the host.
+pub const SYSTEMD_BOOT_FILES: &str = "/usr/lib/systemd/boot/efi";
 
 /// Which boot loader the disk starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +46,16 @@ pub enum Loader {
     Uboot,
     /// UEFI firmware itself: it starts kernels by its own variables, which are not on the disk.
     Efi,
+}
+
+/// What systemd-boot's entries are: the two types of the Boot Loader Specification. Other loaders have only the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Entries {
+    /// A text for each group, and its kernel in a file of its own.
+    #[default]
+    Texts,
+    /// A unified kernel image for each group, which the root of the group has.
+    Images,
 }
 
 /// The processor of the machine that the disk is for.
@@ -79,6 +91,8 @@ pub struct DiskSpec {
     pub boot_files: PathBuf,
     /// What starts a group.
     pub loader: Loader,
+    /// What it starts a group by.
+    pub entries: Entries,
     /// Where GRUB's modules are, if not where `grub-mkimage` looks by itself.
     pub grub_modules: Option<PathBuf>,
     /// How large the partitions are.
@@ -104,6 +118,9 @@ pub fn create_disk(spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskErro
 pub fn create_disk_for(arch: Arch, spec: &DiskSpec, output: &Path) -> Result<Vec<Part>, DiskError> {
     if arch == Arch::Aarch64 && spec.loader != Loader::Uboot {
         return Err(DiskError::Entry("a disk for aarch64 starts only through U-Boot so far".into()));
+    }
+    if spec.entries == Entries::Images && spec.loader != Loader::SystemdBoot {
+        return Err(DiskError::OtherLoader);
     }
     let parts = layout::parts(&spec.sizes, spec.loader, &spec.seed)?;
     let directory = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

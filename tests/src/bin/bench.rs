@@ -7,7 +7,7 @@ use bascule_tests::bench::{self, Options};
 
 const ROUNDS: usize = 3;
 const USAGE: &str = "usage: cargo xtask bench install [ROUNDS]
-       cargo xtask bench delta [--pair a|c] [--format ext4|erofs|erofs-lz4hc|squashfs] [--only NAME,...]
+       cargo xtask bench delta [--pair a|c|arm64] [--format ext4|erofs|erofs-lz4hc|squashfs] [--only NAME,...]
        cargo xtask bench apply [ROUNDS]
        cargo xtask bench service [ROUNDS]";
 

@@ -2,19 +2,24 @@
 
 use std::process::ExitCode;
 
-use bascule_image::disk::Loader;
+use bascule_image::disk::{Entries, Loader};
 use bascule_tests::scenes::Stage;
 use bascule_tests::{Images, MachineBuilder, factory};
 
-const USAGE: &str = "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot|efi] [--arch aarch64]";
+const USAGE: &str =
+    "usage: cargo xtask demo [--loader grub|grub-bios|systemd-boot|uboot|efi] [--unified] [--arch aarch64]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (unified, words): (Vec<&str>, Vec<&str>) = words.into_iter().partition(|word| *word == "--unified");
+    let unified = !unified.is_empty();
     let loader = match words[..] {
+        ["--loader", "systemd-boot"] if unified => Ok(None),
+        _ if unified => Err(anyhow::anyhow!("--unified is for --loader systemd-boot")),
         [] => Ok(None),
         ["--loader", name] => factory::loader(name).map(Some),
-        _ => Err(anyhow::anyhow!("only --loader is known")),
+        _ => Err(anyhow::anyhow!("only --loader and --unified are known")),
     };
     let loader = match loader {
         Ok(loader) => loader,
@@ -23,14 +28,14 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let images = match Images::load() {
+    let images = match if unified { Images::load_unified() } else { Images::load() } {
         Ok(images) => images,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::FAILURE;
         }
     };
-    match play(loader.unwrap_or(factory::usual_loader(images.arch))) {
+    match play(&images, loader.unwrap_or(factory::usual_loader(&images))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nerror: the demo did not go as told");
@@ -41,14 +46,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn play(loader: Loader) -> anyhow::Result<()> {
+fn play(images: &Images, loader: Loader) -> anyhow::Result<()> {
     let device = |builder: MachineBuilder| builder.factory(loader, "v1");
-    let name = match loader {
-        Loader::Grub => "demo".to_owned(),
-        loader => format!("demo-{}", factory::name(loader)),
+    let name = match (loader, images.entries) {
+        (Loader::Grub, _) => "demo".to_owned(),
+        (loader, Entries::Texts) => format!("demo-{}", factory::name(loader)),
+        (loader, Entries::Images) => format!("demo-{}-unified", factory::name(loader)),
     };
-    let mut stage = Stage::set_with(&name, device)?;
+    let mut stage = Stage::set_on(images.clone(), &name, device)?;
     stage.installs_a_good_system("v2")?;
+    if images.entries == Entries::Images {
+        stage.was_started_by_its_unified_image()?;
+    }
     stage.refuses_bad_bundles()?;
     stage.rolls_back_an_unhealthy_system()?;
     stage.comes_back_from_a_system_that_does_not_boot()?;

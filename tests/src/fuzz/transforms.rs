@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use bascule_image::delta::apply::InMemory;
 use bascule_image::delta::image::{DeltaSpec, encode_image};
@@ -42,7 +43,11 @@ impl Pair {
         let failed = |error: std::io::Error| Finding::new("the encoder failed", &error.to_string());
         let programs: Vec<_> = (0..3).map(|_| program(random)).collect();
         let by = 16 * (1 + random.below(8));
+        let is_squashfs = random.below(2) == 0;
         let image = |by: u64| {
+            if is_squashfs {
+                return squashfs(&programs, by);
+            }
             let mut image = Vec::new();
             for program in &programs {
                 image.extend(moved(program, by));
@@ -111,6 +116,23 @@ fn packed(content: &[u8]) -> std::io::Result<Vec<u8>> {
     let mode = lz4::block::CompressionMode::HIGHCOMPRESSION(9);
     let block = lz4::block::compress(content, Some(mode), false)?;
     Ok([&[0x02, 0x21, 0x4c, 0x18][..], &(block.len() as u32).to_le_bytes(), &block].concat())
+}
+
+/// A squashfs image of the programs, at a level that every libzstd packs alike.
+fn squashfs(programs: &[Vec<u8>], by: u64) -> std::io::Result<Vec<u8>> {
+    let folder = tempfile::tempdir()?;
+    let (tree, image) = (folder.path().join("tree"), folder.path().join("image"));
+    std::fs::create_dir(&tree)?;
+    for (number, program) in programs.iter().enumerate() {
+        std::fs::write(tree.join(number.to_string()), moved(program, by))?;
+    }
+    let status = Command::new("mksquashfs")
+        .args([&tree, &image])
+        .args(["-quiet", "-no-progress", "-noappend", "-all-root", "-mkfs-time", "0", "-all-time", "0"])
+        .args(["-b", "32K", "-comp", "zstd", "-Xcompression-level", "1"])
+        .stdout(Stdio::null())
+        .status()?;
+    if status.success() { std::fs::read(&image) } else { Err(std::io::Error::other("mksquashfs failed")) }
 }
 
 fn outputs(image: &[u8]) -> Result<ChunkTable, Finding> {

@@ -20,6 +20,7 @@ const KVM_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Configuration<'a> {
     pub(super) arch: Arch,
     pub(super) disk: &'a Path,
+    pub(super) clone: Option<&'a Path>,
     pub(super) variables: &'a Path,
     pub(super) memory_mib: u32,
     pub(super) boot: &'a Boot,
@@ -81,6 +82,10 @@ pub(super) fn command(configuration: &Configuration<'_>) -> Result<Command> {
         None => drive(&mut command, "if=none,id=disk,format=raw", configuration.disk),
     }
     command.args(["-device", "nvme,drive=disk,serial=bascule"]);
+    if let Some(clone) = configuration.clone {
+        drive(&mut command, "if=none,id=clone,format=raw", clone);
+        command.args(["-device", "nvme,drive=clone,serial=clone"]);
+    }
     let forward = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:7000", configuration.ping_port);
     command.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net,romfile="]);
     command.args(["-device", "virtio-rng-pci", "-serial", "stdio"]);

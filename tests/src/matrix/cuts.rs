@@ -15,7 +15,7 @@ use crate::factory::{BOOT_PARTITION, DATA_PARTITION};
 
 const SECTOR: u64 = 512;
 /// Longer writes to the boot partition are kernels.
-const LONGEST_SETTING: u64 = 64 << 10;
+pub(super) const LONGEST_SETTING: u64 = 64 << 10;
 /// Only the record of an armed loader has this key, which says in which boot it was armed.
 const ARMED_RECORD: &[u8] = b"\"armed_in\"";
 
@@ -88,6 +88,11 @@ impl Switch {
         let first = changed.first().map_or(0, |(sector, _)| BOOT_PARTITION.0 + (sector + 1) * SECTOR - entry.at);
         check(&since, write, loader).with_context(|| format!("between the two flushes around the switch: {seen}"))?;
         Ok(Switch { before, write, after, torn: first, one_sector_decides: changed.len() == 1, seen })
+    }
+
+    /// Everything before this entry is durable when the switch begins.
+    pub(super) fn begins(&self) -> usize {
+        self.before
     }
 
     /// Makes `disk`, which is as it was before the log, what this cut leaves.

@@ -4,6 +4,7 @@
 //! that is up and good. It ends with a system that is held against the table of expectations: group, version, what the
 //! history and `bascule explain` say, and whether the loader's settings are whole again.
 
+mod copying;
 mod cuts;
 mod end;
 mod kept;
@@ -12,6 +13,7 @@ mod scenarios;
 mod settings;
 mod write_log;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -58,6 +60,11 @@ pub fn play(loader: Loader, names: &[&str]) -> Result<bool> {
     keep(&images.directory, loader, &outcomes)?;
     println!("\n{}", table(&images.directory));
     Ok(outcomes.iter().all(|outcome| outcome.is_good))
+}
+
+/// The files of a disk's boot partition, by their paths; its machine is off.
+pub(crate) fn boot_files(disk: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    partition::files(&partition::open(disk)?)
 }
 
 fn one(kept: &mut Kept, scenario: &Scenario) -> Outcome {

@@ -1,5 +1,6 @@
 //! The boot partition of a disk image, read and changed while the machine is off.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -33,8 +34,16 @@ pub(super) type Volume = FileSystem<Part>;
 
 /// Opens the boot partition's file system.
 pub(super) fn open(disk: &Path) -> Result<Volume> {
-    let file = File::options().read(true).write(true).open(disk)?;
-    let (start, length) = BOOT_PARTITION;
+    open_part(disk, BOOT_PARTITION)
+}
+
+/// Opens it where it is a file of its own.
+pub(super) fn open_alone(partition: &Path) -> Result<Volume> {
+    open_part(partition, (0, BOOT_PARTITION.1))
+}
+
+fn open_part(file: &Path, (start, length): (u64, u64)) -> Result<Volume> {
+    let file = File::options().read(true).write(true).open(file)?;
     let part = Part { file, start, length, at: 0 };
     FileSystem::new(part, FsOptions::new()).context("the boot partition is no FAT any more")
 }
@@ -61,10 +70,45 @@ pub(super) fn names(volume: &Volume, folder: &str) -> Result<Vec<String>> {
     Ok(names.into_iter().filter(|name| !name.starts_with('.')).collect())
 }
 
+/// Every file and its bytes, by its path from the root, which begins with a slash.
+pub(super) fn files(volume: &Volume) -> Result<BTreeMap<String, Vec<u8>>> {
+    let (mut files, mut folders) = (BTreeMap::new(), vec![(String::new(), volume.root_dir())]);
+    while let Some((path, folder)) = folders.pop() {
+        for entry in folder.iter() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.starts_with('.') {
+                continue;
+            }
+            let path = format!("{path}/{name}");
+            if entry.is_dir() {
+                folders.push((path, entry.to_dir()));
+            } else {
+                let mut bytes = Vec::new();
+                entry.to_file().read_to_end(&mut bytes)?;
+                files.insert(path, bytes);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// How long a file is by what its folder says, in bytes; `None` where there is none, or no folder.
+pub(super) fn length(volume: &Volume, folder: &str, name: &str) -> Option<u64> {
+    let folder = volume.root_dir().open_dir(folder).ok()?;
+    let found = folder.iter().flatten().find(|entry| entry.file_name() == name)?;
+    Some(found.len())
+}
+
 /// What the loader's settings on this disk say, as the loader's own backend reads them.
 pub(super) fn view(disk: &Path, loader: Loader) -> Result<BootView> {
+    view_of(&open(disk)?, loader)
+}
+
+/// The same of a boot partition.
+pub(super) fn view_of(volume: &Volume, loader: Loader) -> Result<BootView> {
     let copy = tempfile::tempdir()?;
-    copy_small(&open(disk)?.root_dir(), copy.path())?;
+    copy_small(&volume.root_dir(), copy.path())?;
     let root = copy.path().to_owned();
     let backend: Box<dyn BootBackend> = match loader {
         Loader::Grub | Loader::GrubBios => Box::new(GrubBackend::new(root.join("bascule"))),

@@ -54,13 +54,18 @@ fn but_efi(loader: Loader) -> bool {
     loader != Loader::Efi
 }
 
+/// Loaders that cannot read the slots: a group's boot files are copied to the boot partition.
+fn with_boot_files(loader: Loader) -> bool {
+    matches!(loader, Loader::SystemdBoot | Loader::Efi)
+}
+
 /// Loaders with a file of ours that names a complete group for the time their settings are lost.
 fn with_fallback(loader: Loader) -> bool {
     matches!(loader, Loader::Grub | Loader::GrubBios | Loader::Uboot)
 }
 
 /// All of them, in an order in which most go on where the one before ended.
-pub(super) const SCENARIOS: [Scenario; 21] = [
+pub(super) const SCENARIOS: [Scenario; 22] = [
     Scenario {
         name: "committed",
         about: "a good system is installed, started and committed",
@@ -104,6 +109,7 @@ pub(super) const SCENARIOS: [Scenario; 21] = [
     damaged::ROTTEN,
     damaged::ZEROED_ARMED,
     damaged::BOTH_NAMES,
+    cut_off::FILES,
     cut_off::BEFORE,
     cut_off::TORN,
     cut_off::DURING,

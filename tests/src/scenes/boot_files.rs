@@ -1,6 +1,6 @@
 //! Boot files of a device whose loader cannot read the slots: they go with the group, and what is the device's stays its own.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::Stage;
 use super::guest::text_at;
@@ -35,6 +35,31 @@ impl Stage {
         ensure!(site == OURS, "the owner's boot file says {site:?}");
         self.machine.succeed(&format!("cmp /boot/vmlinuz {folder}/linux"))?;
         self.say("boot partition", format!("{folder} has the files of {version}"), "and the owner's own among them");
+        Ok(())
+    }
+
+    /// The running system was started by its group's unified kernel image, which is the one of its root, and which the loader
+    /// starts from now on without counting. Nothing on the boot partition is of another kind.
+    ///
+    /// # Errors
+    /// When it was started in another way, or by another image.
+    pub fn was_started_by_its_unified_image(&mut self) -> Result<()> {
+        let group = text_at(&self.status()?, "/booted");
+        // The stub that an image begins with leaves this variable; an entry that is a text has none.
+        let stub = "/sys/firmware/efi/efivars/StubInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+        self.machine.succeed(&format!("test -s {stub} && grep -qw bascule.group={group} /proc/cmdline"))?;
+        let listed = self.machine.succeed("cd /boot/efi && ls EFI/Linux")?;
+        let ending = format!("-{group}.efi");
+        let own: Vec<&str> = listed.split_whitespace().filter(|name| name.ends_with(&ending)).collect();
+        let [image] = own[..] else { bail!("EFI/Linux has {listed}") };
+        self.machine.succeed(&format!("cmp /boot/efi/EFI/Linux/{image} /usr/lib/bascule/boot/uki/{group}.efi"))?;
+        self.machine.succeed("test ! -e /boot/efi/loader/entries && test ! -e /boot/efi/bascule")?;
+        let others = listed.split_whitespace().filter(|name| *name != image).collect::<Vec<_>>().join(" ");
+        self.say(
+            "boot partition",
+            format!("EFI/Linux/{image} is the image of the running root"),
+            &format!("beside {others}"),
+        );
         Ok(())
     }
 

@@ -69,7 +69,7 @@ impl BootImage {
         if let Some(copy) = outdated {
             write::remove(copy).map_err(|source| BootFileError::Write { path: copy.to_owned(), source })?;
         }
-        let written = write::write(&mut self.wanted, to);
+        let written = write::write(&mut self.wanted, to, write::Clusters::Kept);
         written.map_err(|source| BootFileError::Write { path: to.to_owned(), source })?;
         check_stored(to, digest)?;
         Ok(Installed { files: 1, written: 1, bytes: self.wanted.size })

@@ -35,7 +35,7 @@ pub use image::BootImage;
 pub use keep::KeepList;
 pub use set::MOST_FILES;
 use set::Wanted;
-use write::{Below, Sha};
+use write::{Below, Clusters, Sha};
 
 /// Where boot files come from and go to.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +105,8 @@ impl BootFileSet {
             }
             installed.written += 1;
             installed.bytes = installed.bytes.saturating_add(wanted.size);
-            write::write(wanted, &to).map_err(|source| BootFileError::Write { path: to.clone(), source })?;
+            let written = write::write(wanted, &to, Clusters::New);
+            written.map_err(|source| BootFileError::Write { path: to.clone(), source })?;
             check_stored(&to, digest)?;
         }
         Ok(installed)

@@ -6,14 +6,24 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise};
 use sha2::{Digest, Sha256};
 
 use super::error::BootFileError;
 use super::set::{MOST_BYTES, Wanted, folded};
 
-/// Read and written at once, in bytes.
+/// Read at once, in bytes.
 const PIECE: usize = 1 << 20;
+
+/// What a file that is there already keeps while it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clusters {
+    /// None of its clusters, before it gets new ones. For files that have one name for certain.
+    New,
+    /// Those that it has, of which another name may know.
+    Kept,
+}
 
 /// The digest of a file.
 pub(super) type Sha = [u8; 32];
@@ -59,7 +69,10 @@ pub(super) fn make_folders(folder: &Path, wanted: &[Wanted]) -> Result<(), BootF
         let failed = |source| BootFileError::Write { path: path.clone(), source };
         match fs::create_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made.and_then(|()| sync(path.parent().unwrap_or(&path))).map_err(failed)?,
+            // The folder's own sync brings its cluster to the medium, the one above it the name that leads there.
+            made => {
+                made.and_then(|()| sync(&path)).and_then(|()| sync(path.parent().unwrap_or(&path))).map_err(failed)?;
+            }
         }
     }
     Ok(())
@@ -74,24 +87,42 @@ fn folders(folder: &Path, wanted: &[Wanted]) -> BTreeSet<PathBuf> {
     wanted.iter().flat_map(above).chain(folder.parent().into_iter().chain([folder]).map(Path::to_owned)).collect()
 }
 
-/// Writes a file in place and waits until the medium has it: on FAT the chain of clusters stays what it is as far as the old
-/// file goes.
-pub(super) fn write(wanted: &mut Wanted, to: &Path) -> io::Result<()> {
+/// Writes a file under the name that it has and waits until the medium has it.
+///
+/// On FAT the length of a file and its chain of clusters are in two places. Linux' vfat makes the whole boot partition
+/// read-only when somebody reads a length that has no clusters, and when something is added to a chain that is longer than
+/// the length; after a cut that somebody is the next attempt. So a chain that is too long is ended first, by giving the
+/// file the length that it should have had. Then it gets all its clusters, with no length: the sync of the folder brings
+/// the chain to the medium and not the file's entry, which that of the file does. While the bytes are written no chain
+/// changes any more, and every length has its clusters. A cut before the second sync loses the new chain until somebody
+/// checks the file system; any other loses nothing.
+pub(super) fn write(wanted: &mut Wanted, to: &Path, clusters: Clusters) -> io::Result<()> {
     wanted.source.seek(SeekFrom::Start(0))?;
+    let folder = to.parent().unwrap_or(to);
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(false).custom_flags(OFlag::O_NOFOLLOW.bits()).open(to)?;
+    file.set_len(if clusters == Clusters::New { 0 } else { file.metadata()?.len() })?;
+    file.sync_all()?;
+    let size = i64::try_from(wanted.size.min(MOST_BYTES)).unwrap_or(i64::MAX);
+    match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, size) {
+        // A file system without it: not vfat. A file of no bytes needs no clusters.
+        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    sync(folder)?;
+    file.sync_all()?;
     let length = io::copy(&mut (&mut wanted.source).take(MOST_BYTES), &mut file)?;
     file.set_len(length)?;
     file.sync_all()?;
-    sync(to.parent().unwrap_or(to))
+    sync(folder)
 }
 
 /// What the medium holds, not what memory does.
 pub(super) fn stored_digest(path: &Path) -> io::Result<Sha> {
     let mut file = OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
-    // What an earlier attempt wrote may be in memory only.
-    file.sync_all()?;
-    sync(path.parent().unwrap_or(path))?;
+    // What an earlier attempt wrote may be in memory only; in the order of `write`.
+    let folder = path.parent().unwrap_or(path);
+    sync(folder).and_then(|()| file.sync_all()).and_then(|()| sync(folder))?;
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
     digest(&mut file)
 }

@@ -3,8 +3,10 @@
 //! ```text
 //! a-old: the release as it was published      a-new: the same packages with all updates
 //! c-old: a-old                                c-new: a-old with one setting and one program changed
+//! arm64-old, arm64-new: as a, for 64-bit ARM; unpacked only, for its programs do not run here
 //! ```
-//! Each of them as ext4, as erofs (plain and lz4hc) and as squashfs. The same packages give the same bytes.
+//! Each of them as ext4, those for x86-64 as erofs (plain and lz4hc) and as squashfs too. The same packages give the same
+//! bytes.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use crate::arch::Arch;
 use crate::cargo;
 
 /// What a small device with containers and a network has.
-const PACKAGES: [&str; 18] = [
+const PACKAGES: [&str; 17] = [
     "systemd",
     "udev",
     "dbus",
@@ -29,7 +31,6 @@ const PACKAGES: [&str; 18] = [
     "curl",
     "python3-minimal",
     "network-manager",
-    "linux-image-cloud-amd64",
     "busybox",
     "ca-certificates",
     "podman",
@@ -40,6 +41,10 @@ const PACKAGES: [&str; 18] = [
     "kmod",
     "tzdata",
 ];
+
+/// The kernel beside these.
+const KERNELS: [(Arch, &str); 2] =
+    [(Arch::X86_64, "linux-image-cloud-amd64"), (Arch::Aarch64, "linux-image-cloud-arm64")];
 
 /// Paths that dpkg does not unpack.
 const LEFT_OUT: [&str; 5] =
@@ -108,28 +113,49 @@ const SQUASHFS: &str = "mksquashfs \"$1\" \"$2\" -quiet -no-progress -noappend -
 const FORMATS: [(&str, &str); 4] =
     [("ext4", EXT4), ("erofs", EROFS), ("erofs-lz4hc", EROFS_LZ4HC), ("squashfs", SQUASHFS)];
 
-/// Makes what is missing and says in which folder all of it is.
+/// Makes what is missing and says in which folder all of it is. `wanted` are the names of pairs; all, if there are none.
 ///
 /// As for the demo's systems the archive's state is not asked for: remove the folder to take newer updates.
 ///
 /// # Errors
 /// When the host's apt does not know the release, or a program that is needed is missing or fails.
-pub(crate) fn ensure() -> Result<PathBuf> {
+pub(crate) fn ensure(wanted: &[&str]) -> Result<PathBuf> {
     let directory = cargo::workspace().join("target/bascule/pairs");
     fs::create_dir_all(&directory)?;
     let lock = File::create(directory.join(".lock"))?;
     lock.lock().context("cannot wait for another `cargo xtask bench`")?;
-    let key = Key::of((SUITE, PACKAGES, LEFT_OUT, EPOCH, TRIM));
-    let old = cached(&directory, "old.tar", &key, |partial| system(partial, Updates::None))?;
-    let new = cached(&directory, "new.tar", &key, |partial| system(partial, Updates::All))?;
+    let is_wanted = |pair| wanted.is_empty() || wanted.contains(&pair);
+    if is_wanted("a") || is_wanted("c") {
+        ensure_x86_64(&directory)?;
+    }
+    if is_wanted("arm64") {
+        let (old, new, key) = systems(&directory, Arch::Aarch64)?;
+        images(&directory, "arm64-old", &FORMATS[..1], &key, |tree| unpack(&old, tree))?;
+        images(&directory, "arm64-new", &FORMATS[..1], &key, |tree| unpack(&new, tree))?;
+    }
+    Ok(directory)
+}
+
+/// The old system, the new one, and the key of what is made of them.
+fn systems(directory: &Path, arch: Arch) -> Result<(PathBuf, PathBuf, Key)> {
+    let name =
+        |age: &str| if arch == Arch::X86_64 { format!("{age}.tar") } else { format!("{}-{age}.tar", arch.debian()) };
+    let key = Key::of((SUITE, PACKAGES, arch.debian(), LEFT_OUT, EPOCH, TRIM));
+    let old = cached(directory, &name("old"), &key, |partial| system(partial, Updates::None, arch))?;
+    let new = cached(directory, &name("new"), &key, |partial| system(partial, Updates::All, arch))?;
     let key = Key::of((Key::of_path(&old)?, Key::of_path(&new)?, UNPACK));
+    Ok((old, new, key))
+}
+
+fn ensure_x86_64(directory: &Path) -> Result<()> {
+    let (old, new, key) = systems(directory, Arch::X86_64)?;
     // What is needed first is made first.
     let (first, others) = FORMATS.split_at(1);
     for formats in [first, others] {
-        images(&directory, "a-old", formats, &key, |tree| unpack(&old, tree))?;
-        images(&directory, "a-new", formats, &key, |tree| unpack(&new, tree))?;
+        images(directory, "a-old", formats, &key, |tree| unpack(&old, tree))?;
+        images(directory, "a-new", formats, &key, |tree| unpack(&new, tree))?;
         let key = Key::of((&key, SMALL_CHANGE));
-        images(&directory, "c-new", formats, &key, |tree| {
+        images(directory, "c-new", formats, &key, |tree| {
             unpack(&old, tree)?;
             let newer = tree.with_extension("newer");
             unpack(&new, &newer)?;
@@ -145,7 +171,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
             fs::hard_link(directory.join(format!("a-old.{format}")), name)?;
         }
     }
-    Ok(directory)
+    Ok(())
 }
 
 /// Which of the archive's suites a system is made of.
@@ -156,14 +182,17 @@ enum Updates {
 }
 
 /// A system as a tar file with its files in the order of their names.
-fn system(output: &Path, updates: Updates) -> Result<()> {
+fn system(output: &Path, updates: Updates, arch: Arch) -> Result<()> {
     let mut sources = archive::lines()?;
     let release = format!(" {SUITE} main");
     if updates == Updates::None {
         sources.retain(|line| line.ends_with(&release));
     }
     ensure!(!sources.is_empty(), "the apt of this machine has no source for {SUITE}");
-    let mut command = base::mmdebstrap(Arch::X86_64, "minbase", &PACKAGES, &LEFT_OUT);
+    let kernels = KERNELS.iter().filter(|(of, _)| *of == arch).map(|(_, kernel)| *kernel);
+    let packages: Vec<_> = PACKAGES.into_iter().chain(kernels).collect();
+    let variant = if arch == Arch::X86_64 { "minbase" } else { "extract" };
+    let mut command = base::mmdebstrap(arch, variant, &packages, &LEFT_OUT);
     command.arg("--format=tar").env("TRIM", TRIM).env("SOURCE_DATE_EPOCH", EPOCH);
     command.arg("--customize-hook=set -eu; eval \"$TRIM\"").arg(SUITE).arg("-").args(&sources);
     let made =

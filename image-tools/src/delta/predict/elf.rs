@@ -51,10 +51,10 @@ const BLOCK: usize = 4096;
 const MAGIC: &[u8] = b"\x7fELF\x02\x01\x01";
 
 /// All ELF files of an image and among `others`, in the order of their places.
-pub(crate) fn find(image: &[u8], others: &[Extent]) -> Vec<Found> {
-    let own = others.first().map_or(image.len(), |first| first.start as usize);
+pub(crate) fn find(image: &[u8], others: &[Vec<Extent>]) -> Vec<Found> {
+    let own = others.iter().flatten().map(|extent| extent.start as usize).min().unwrap_or(image.len());
     let mut lists = super::files(image).unwrap_or_else(|| contiguous(image.get(..own).unwrap_or_default()));
-    lists.extend(others.iter().map(|other| vec![*other]));
+    lists.extend(others.iter().cloned());
     let mut found: Vec<_> = lists.into_iter().filter_map(|extents| Found::read(image, extents)).collect();
     found.sort_by_key(|file| file.extents.first().map(|extent| extent.start));
     found

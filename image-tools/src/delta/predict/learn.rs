@@ -54,10 +54,10 @@ const SECTION: usize = 10;
 const PIECE: usize = 7;
 
 /// What follows from `moves`, in the order of the new image, for executables of `old` that are others in `new`.
-/// Beside the files of each image, those may be executables that are named, each in one piece.
+/// Beside the files of each image, those may be executables whose extents are named.
 pub(crate) fn learn(
-    (old, old_others): (&[u8], &[Extent]),
-    (new, new_others): (&[u8], &[Extent]),
+    (old, old_others): (&[u8], &[Vec<Extent>]),
+    (new, new_others): (&[u8], &[Vec<Extent>]),
     moves: &[Move],
 ) -> Prediction {
     let (old_files, new_files) = (elf::find(old, old_others), elf::find(new, new_others));

@@ -189,6 +189,28 @@ fn where_no_units_are_told_nothing_behind_the_image_is_predicted() {
     assert_eq!(Prediction::parse(&until.to_bytes(), end), Ok(until));
 }
 
+/// A squashfs image of one file, with short blocks.
+fn squashfs(file: &[u8]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, image) = (folder.path().join("tree"), folder.path().join("image"));
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("program"), file).unwrap();
+    let options = ["-quiet", "-no-progress", "-noappend", "-comp", "zstd", "-Xcompression-level", "1", "-b", "4K"];
+    let made = std::process::Command::new("mksquashfs").args([&tree, &image]).args(options).output();
+    assert!(made.expect("mksquashfs, of the package squashfs-tools").status.success());
+    std::fs::read(image).unwrap()
+}
+
+/// What was predicted without a fault is equal to whole blocks of the new content, but the base image holds others.
+#[test]
+fn blocks_of_squashfs_that_are_predicted_without_a_fault_are_not_copied() {
+    let program = program(3000);
+    let (old, new) = (squashfs(&shared_object(&program)), squashfs(&shared_object(&next_version(&program))));
+    let (plain, predicted) = (round_trip(&old, &new, false, |made| made), round_trip(&old, &new, true, |made| made));
+    assert!(predicted.prediction.is_some());
+    assert!(predicted.bytes * 4 < plain.bytes * 3, "{} against {}", predicted.bytes, plain.bytes);
+}
+
 #[test]
 fn it_is_told_by_file_and_by_matter_where_the_bytes_of_a_delta_went() {
     let (one, other) = (program(700), program(300));

@@ -10,7 +10,7 @@
 //! if it were a part of it, and any chunk may be made of it. A chunk of the new image that holds compressed data is
 //! made in *parts*: each part's content is made like a chunk, and then packed by the very encoder that made the image.
 //!
-//! A part need not be a whole unit: an LZ4 encoder that begins 64 KiB earlier finds the same matches from there on. So
+//! A block of squashfs is a unit, and packed as a whole. Of an LZ4 unit, which is longer, a part need not be the whole: an LZ4 encoder that begins 64 KiB earlier finds the same matches from there on. So
 //! every chunk still stands for itself, in bounded memory. Whether that is so for a part is tried when the delta is
 //! made, byte by byte; what does not come out the same is sent as it is. On the device the chunk's SHA-256 decides.
 //!
@@ -18,13 +18,17 @@
 //! |---|---|
 //! | [`units`] | where units lie in the base image, and reading their content |
 //! | [`lz4`] | LZ4 blocks: read from a stream, packed again |
+//! | [`zstd`] | blocks packed by zstd: read, packed again |
+//! | [`squashfs`] | blocks and files of squashfs images (host) |
 //! | [`find`] | units of an image (host) |
 //! | [`plan`] | a chunk cut into parts (host) |
 
 pub(crate) mod find;
 pub(crate) mod lz4;
 pub(crate) mod plan;
+pub(crate) mod squashfs;
 pub(crate) mod units;
+pub(crate) mod zstd;
 
 pub use units::{Fault, ReadAt, Units, read_ranges};
 
@@ -37,7 +41,14 @@ pub enum Codec {
     Plain,
     /// One LZ4 block, as liblz4 makes it at level 9 (1.9 and 1.10 make the same).
     Lz4,
+    /// One zstd frame without a checksum, as libzstd 1.5.7 makes it in one go at this level, 1 to 22. Its content
+    /// is at most [`MAX_BLOCK_BYTES`](crate::limits::MAX_BLOCK_BYTES) long.
+    Zstd(u8),
 }
+
+/// Numbers from here on are zstd; what is more is the level.
+const ZSTD: u8 = 0x20;
+const ZSTD_LEVELS: std::ops::RangeInclusive<u8> = 1..=22;
 
 impl Codec {
     /// Its number in the format.
@@ -45,6 +56,7 @@ impl Codec {
         match self {
             Codec::Plain => 0,
             Codec::Lz4 => 1,
+            Codec::Zstd(level) => ZSTD.saturating_add(level),
         }
     }
 
@@ -52,7 +64,7 @@ impl Codec {
         match number {
             0 => Some(Codec::Plain),
             1 => Some(Codec::Lz4),
-            _ => None,
+            _ => number.checked_sub(ZSTD).filter(|level| ZSTD_LEVELS.contains(level)).map(Codec::Zstd),
         }
     }
 }
@@ -93,6 +105,7 @@ pub(crate) fn pack(codec: Codec, content: &[u8], packed: &mut [u8]) -> Result<()
             Some(length) if length == packed.len() => Ok(()),
             _ => Err("a part of it packs to another length"),
         },
+        Codec::Zstd(level) => zstd::pack(level, content, packed).ok_or("a part of it packs to another length"),
     }
 }
 

@@ -1,13 +1,20 @@
 //! Cuts a chunk that holds compressed data into parts, and tries each: what an encoder does not make again byte by byte
 //! is left as it is. Only on the developer's host.
 //!
+//! A block of squashfs is packed as a whole, however little of it is wanted. One that the base image has too, byte by
+//! byte, is better copied than packed.
+//!
 //! An encoder of LZ4 looks back 64 KiB. One that begins so much earlier than the bytes that are wanted soon finds the
 //! matches that the first encoder found, and makes the same bytes of them.
 
 #![allow(clippy::indexing_slicing, reason = "on the developer's host, over places that this module made itself")]
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hasher as _};
+
 use super::find::{Found, bytes_of};
 use super::lz4::{self, Sequence};
+use super::zstd;
 use super::{Codec, Part};
 use crate::limits::{BASE_BLOCK_BYTES, MAX_PART_BYTES, MAX_PARTS};
 
@@ -15,6 +22,13 @@ use crate::limits::{BASE_BLOCK_BYTES, MAX_PART_BYTES, MAX_PARTS};
 const AHEAD: [usize; 3] = [256, 8 << 10, 64 << 10];
 /// A run of packed bytes shorter than this is not worth a part.
 const LEAST_RUN: usize = 256;
+
+/// A number that two stretches of bytes hardly share.
+pub(crate) fn number_of(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
 
 /// A part of a chunk and its content. The part has no pieces yet.
 #[derive(Debug, Clone)]
@@ -41,12 +55,21 @@ pub(crate) struct Plan {
     /// Where what the units hold begins, if it follows the image at a block.
     behind: u64,
     places: Vec<Place>,
-    /// Of each unit the packed bytes, and their sequences.
-    units: Vec<(Vec<u8>, Vec<Sequence>)>,
+    units: Vec<Unit>,
+}
+
+/// A unit, ready to be packed again.
+struct Unit {
+    packed: Vec<u8>,
+    /// Of LZ4.
+    sequences: Vec<Sequence>,
+    /// The base image has the very same bytes.
+    is_old: bool,
 }
 
 impl Plan {
-    pub(crate) fn new(found: Found, image: &[u8]) -> Self {
+    /// The plan of `image`, where `old` has the [`number_of`] the packed bytes of each unit of the base image.
+    pub(crate) fn new(found: Found, image: &[u8], old: &HashSet<u64>) -> Self {
         let behind = (image.len() as u64).next_multiple_of(BASE_BLOCK_BYTES);
         let mut plan = Plan { places: Vec::new(), units: Vec::new(), found, behind };
         for (number, unit) in plan.found.units.iter().enumerate() {
@@ -56,9 +79,11 @@ impl Plan {
                 plan.places.push(Place { start, length, unit: number, packed });
                 packed += length;
             }
-            let bytes = bytes_of(image, &unit.stretches);
-            let sequences = lz4::sequences(&bytes).unwrap_or_default();
-            plan.units.push((bytes, sequences));
+            let packed = bytes_of(image, &unit.stretches);
+            let is_lz4 = unit.codec == Codec::Lz4;
+            let sequences = is_lz4.then(|| lz4::sequences(&packed)).flatten().unwrap_or_default();
+            let is_old = old.contains(&number_of(&packed));
+            plan.units.push(Unit { packed, sequences, is_old });
         }
         plan.places.sort_unstable_by_key(|place| place.start);
         plan
@@ -108,8 +133,21 @@ impl Plan {
     /// The longest part that begins at byte `at` of a packed unit and does not go beyond `to`, or `None` for bytes that
     /// are left as they are; and where it ends.
     fn packed(&self, unit: usize, at: usize, to: usize) -> (Option<Planned>, usize) {
-        let (packed, sequences) = &self.units[unit];
-        let content = &self.found.content[self.found.units[unit].at..][..self.found.units[unit].length as usize];
+        let found = &self.found.units[unit];
+        let content = &self.found.content[found.at..][..found.length as usize];
+        let Unit { packed, sequences, is_old } = &self.units[unit];
+        match found.codec {
+            Codec::Plain => return (None, to),
+            Codec::Zstd(_) if *is_old || to - at < LEAST_RUN => return (None, to),
+            Codec::Zstd(level) => {
+                let is_same = || zstd::again(level, content).is_some_and(|again| again == *packed);
+                let (skip, take, rest) = (at as u32, (to - at) as u32, (packed.len() - to) as u32);
+                let part = Part { codec: found.codec, content: found.length, skip, take, rest, pieces: Vec::new() };
+                let planned = || Planned { part, content: content.to_vec(), at: self.behind + found.at as u64 };
+                return (is_same().then(planned), to);
+            }
+            Codec::Lz4 => {}
+        }
         let Some(first) = sequences.partition_point(|(_, packed)| *packed as usize <= at).checked_sub(1) else {
             return (None, to);
         };
@@ -130,7 +168,7 @@ impl Plan {
             let content = &content[start..content.len().min(reached + ahead)];
             let wanted = &packed[at..end];
             if let Some(part) = tried(content, begin - start, at - place, wanted) {
-                let at = self.behind + (self.found.units[unit].at + start) as u64;
+                let at = self.behind + (found.at + start) as u64;
                 return (Some(Planned { part, content: content.to_vec(), at }), end);
             }
         }

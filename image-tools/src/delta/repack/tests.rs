@@ -1,19 +1,21 @@
+use std::collections::HashSet;
 use std::io::{self, Write};
 
 use proptest::prelude::*;
 use sha2::{Digest as _, Sha256};
 
-use super::find::{bytes_of, find};
-use super::plan::Plan;
+use super::find::{Found, FoundUnit, Unpacked, bytes_of, find};
+use super::plan::{Plan, number_of};
 use super::units::Stretch;
 use super::*;
 use crate::delta::apply::InMemory;
 use crate::delta::image::{DeltaSpec, EncodedImage, Transforms, encode_image};
 use crate::delta::index::BaseIndex;
+use crate::delta::predict::ext4::Extent;
 use crate::delta::table::{BaseRange, Fault as TableFault};
 use crate::delta::{ChunkMaker, DeltaTable, Way};
 use crate::format::Fields;
-use crate::limits::{MAX_UNIT_BYTES, MAX_UNITS};
+use crate::limits::{MAX_BLOCK_BYTES, MAX_UNIT_BYTES, MAX_UNITS, MAX_UNPACKED_BYTES};
 use crate::table::{Chunk, ChunkKind, ChunkTable};
 use crate::{BundleError, Digest};
 
@@ -105,7 +107,7 @@ impl Delta {
     }
 
     fn bytes(&self) -> usize {
-        self.blobs.len() + zstd::bulk::compress(&self.made.table, 19).unwrap().len()
+        self.blobs.len() + ::zstd::bulk::compress(&self.made.table, 19).unwrap().len()
     }
 
     fn table(&self, old: &[u8], full: &ChunkTable) -> DeltaTable {
@@ -225,7 +227,8 @@ fn a_frame_is_found_at_any_place_and_what_only_looks_like_one_is_not() {
     let (content, _) = contents();
     let whole = image(&content, 9);
     let found = find(&whole);
-    assert_eq!(found.files, [(0, content.len())]);
+    let extent = Extent { at: 0, start: 0, length: content.len() as u64 };
+    assert_eq!(found.files, [Unpacked { extents: vec![extent], path: None }]);
     assert!(found.content == content);
     let packed: Vec<_> = found.units.iter().map(|unit| bytes_of(&whole, &unit.stretches)).collect();
     assert_eq!(packed[0], frame(&content, 9)[8..8 + packed[0].len()]);
@@ -241,7 +244,7 @@ fn a_frame_is_found_at_any_place_and_what_only_looks_like_one_is_not() {
 fn parts_make_up_the_chunk_in_order() {
     let (content, _) = contents();
     let whole = image(&content, 9);
-    let plan = Plan::new(find(&whole), &whole);
+    let plan = Plan::new(find(&whole), &whole, &HashSet::new());
     let mut packed = 0;
     for (number, chunk) in whole.chunks(CHUNK).enumerate() {
         let Some(parts) = plan.parts(number * CHUNK, chunk) else { continue };
@@ -262,26 +265,36 @@ fn parts_make_up_the_chunk_in_order() {
     assert!(packed * 10 > frame(&content, 9).len() * 9, "{packed}");
 }
 
-/// Units of these contents in one stretch each, behind each other from byte 100 on.
+/// Units of these contents in one stretch each, behind each other from byte 100 on; what fits is packed by zstd, but for
+/// the last one, which is as it is.
 fn units(contents: &[Vec<u8>]) -> (Vec<u8>, Units) {
-    let packed: Vec<_> = contents.iter().map(|content| frame(content, 9)[8..].to_vec()).collect();
+    let packed = |(number, content): (usize, &Vec<u8>)| {
+        let is_short = content.len() <= MAX_BLOCK_BYTES as usize;
+        if !is_short {
+            // Without the length behind the frame.
+            let frame = frame(content, 9);
+            return (Codec::Lz4, frame[8..frame.len() - 4].to_vec());
+        }
+        let packed = ::zstd::bulk::compress(content, 3).unwrap();
+        let is_last = number + 1 == contents.len();
+        if is_last || packed.len() > content.len() { (Codec::Plain, content.clone()) } else { (Codec::Zstd(3), packed) }
+    };
+    let packed: Vec<_> = contents.iter().enumerate().map(packed).collect();
     let mut image = vec![9; 100];
     let mut places = Vec::new();
-    for packed in &packed {
-        // Without the length behind the frame.
-        let length = packed.len() - 4;
-        places.push(Stretch { start: image.len() as u64, length: length as u32 });
-        image.extend(&packed[..length]);
+    for (codec, packed) in &packed {
+        places.push((*codec, Stretch { start: image.len() as u64, length: packed.len() as u32 }));
+        image.extend(packed);
     }
     image.resize(image.len().next_multiple_of(4096), 0);
     let mut units = Units::behind(image.len() as u64);
-    for (content, place) in contents.iter().zip(places) {
+    for (content, (codec, place)) in contents.iter().zip(places) {
         let half = place.length / 2;
         let halves = [
             Stretch { start: place.start, length: half },
             Stretch { start: place.start + u64::from(half), length: place.length - half },
         ];
-        units.push(Codec::Lz4, content.len() as u32, &halves).unwrap();
+        units.push(codec, content.len() as u32, &halves).unwrap();
     }
     (image, units)
 }
@@ -331,7 +344,7 @@ proptest! {
 
     #[test]
     fn damaged_units_are_read_or_refused(place in any::<prop::sample::Index>(), value in any::<u8>()) {
-        let (mut image, units) = units(&[prose(70_000, 6), vec![1; 300_000]]);
+        let (mut image, units) = units(&[prose(170_000, 6), vec![1; 100_000], vec![1; 30_000]]);
         let place = place.index(image.len());
         image[place] = value;
         let _ = read(&image, &units, &[BaseRange { offset: units.start(), len: units.end() - units.start() }]);
@@ -345,7 +358,7 @@ proptest! {
 
 #[test]
 fn units_come_back_from_their_bytes_and_those_outside_are_refused() {
-    let (image, units) = units(&[prose(70_000, 6), vec![1; 300_000]]);
+    let (image, units) = units(&[prose(170_000, 6), vec![1; 100_000], vec![1; 30_000]]);
     let size = image.len() as u64;
     let mut bytes = Vec::new();
     units.push_to(&mut bytes);
@@ -390,4 +403,81 @@ fn the_encoder_makes_the_bytes_that_it_always_made() {
         (length, digest.to_string().as_str()),
         (161_595, "4924fdadf14c394344c0d321776670e19fe3b00c0459c8020092b152cf2bb48a")
     );
+}
+
+#[test]
+fn blocks_of_zstd_are_made_as_they_always_were() {
+    let content = [prose(100_000, 11), vec![0; 20_000], prose(5_000, 12)].concat();
+    let wanted = [
+        (1, 81269, "4720c59d15036fab"),
+        (3, 62904, "4cae06e049aaaf48"),
+        (9, 59343, "298a256365ac9271"),
+        (15, 58416, "7153066763c7171d"),
+        (19, 58409, "9b3d33c0f83e482c"),
+    ];
+    for (level, length, digest) in wanted {
+        let again = zstd::again(level, &content).unwrap();
+        let made = Digest(Sha256::digest(&again).into()).to_string();
+        assert_eq!((again.len(), &made[..16]), (length, digest), "level {level}");
+        assert!(zstd::whole(&again, content.len()).unwrap() == content);
+    }
+}
+
+#[test]
+fn a_unit_of_zstd_is_no_longer_than_a_block_and_no_longer_packed_than_unpacked() {
+    let push = |length: u32, packed: u32| {
+        let half = Stretch { start: 0, length: packed / 2 };
+        Units::behind(1 << 20).push(Codec::Zstd(15), length, &[half, Stretch { length: packed - packed / 2, ..half }])
+    };
+    assert!(push(MAX_BLOCK_BYTES, MAX_BLOCK_BYTES).is_some());
+    assert!(push(MAX_BLOCK_BYTES + 1, 100).is_none());
+    assert!(push(100, 101).is_none());
+    assert!(zstd::again(15, &vec![0; MAX_BLOCK_BYTES as usize + 1]).is_none());
+    for (number, codec) in [(0x20, None), (0x21, Some(Codec::Zstd(1))), (0x36, Some(Codec::Zstd(22))), (0x37, None)] {
+        assert_eq!(Codec::from_number(number), codec);
+        assert!(codec.is_none_or(|codec| codec.number() == number));
+    }
+}
+
+#[test]
+fn a_source_for_which_too_much_would_be_unpacked_is_refused() {
+    let stretch = Stretch { start: 0, length: 4096 };
+    let mut units = Units::behind(1 << 20);
+    let long: Vec<_> = (0..9).map(|_| units.push(Codec::Lz4, MAX_UNIT_BYTES, &[stretch]).unwrap()).collect();
+    let last = |number: usize| BaseRange { offset: long[number] + u64::from(MAX_UNIT_BYTES) - 4096, len: 4096 };
+    let eight: Vec<_> = (0..8).map(last).collect();
+    let nine: Vec<_> = (0..9).map(last).collect();
+    assert_eq!(units.unpacked_for(&eight), MAX_UNPACKED_BYTES);
+    assert!(units.unpacked_for(&nine) > MAX_UNPACKED_BYTES);
+    // The other way round each range would be a unit of its own; in order they are read in one go.
+    let twice = [last(3), BaseRange { offset: long[3], len: 4096 }];
+    assert_eq!(units.unpacked_for(&twice), u64::from(MAX_UNIT_BYTES) + 4096);
+    assert_eq!(units.unpacked_for(&[BaseRange { offset: 0, len: 1 << 20 }]), 0);
+
+    let mut bytes = Vec::new();
+    crate::delta::table::push_packed(&mut bytes, 1);
+    let part = Part { codec: Codec::Plain, content: 4096, skip: 0, take: 4096, rest: 0, pieces: Vec::new() };
+    crate::delta::table::push_part(&mut bytes, &part);
+    let way = Way::Patched { source: Digest([0; 32]) };
+    crate::delta::table::push_record(&mut bytes, way, crate::delta::table::Transform::None, 1, &nine);
+    units.push_to(&mut bytes);
+    let full = outputs(&[1; 4096]);
+    let refused = DeltaTable::parse(bytes, "root", 1 << 20, 1, &full).unwrap_err();
+    assert!(refused.to_string().contains("more is unpacked"), "{refused}");
+}
+
+#[test]
+fn a_block_that_the_base_has_too_is_copied_and_not_packed() {
+    let content = prose(100_000, 4);
+    let image = zstd::again(1, &content).unwrap();
+    let whole = Stretch { start: 0, length: image.len() as u32 };
+    let unit = FoundUnit { codec: Codec::Zstd(1), stretches: vec![whole], at: 0, length: content.len() as u32 };
+    let plan = |old: &HashSet<u64>| {
+        let found = Found { units: vec![unit.clone()], content: content.clone(), files: Vec::new() };
+        Plan::new(found, &image, old).parts(0, &image)
+    };
+    let parts = plan(&HashSet::new()).unwrap();
+    assert_eq!((parts.len(), parts[0].part.codec, &parts[0].content), (1, Codec::Zstd(1), &content));
+    assert!(plan(&HashSet::from([number_of(&image)])).is_none());
+    assert!(plan(&HashSet::from([number_of(&image[1..])])).is_some());
 }

@@ -7,11 +7,11 @@
 use std::io;
 use std::ops::Range;
 
-use super::{Codec, lz4};
+use super::{Codec, lz4, zstd};
 use crate::delta::table::{BaseRange, Fault as TableFault};
 use crate::delta::varint;
 use crate::format::Fields;
-use crate::limits::{BASE_BLOCK_BYTES, MAX_UNIT_BYTES, MAX_UNITS};
+use crate::limits::{BASE_BLOCK_BYTES, MAX_BLOCK_BYTES, MAX_UNIT_BYTES, MAX_UNITS};
 
 /// Reads bytes of the base image at an offset, as many as the slice is long.
 pub type ReadAt<'r> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'r;
@@ -41,7 +41,7 @@ struct Unit {
     /// Length of its content in bytes.
     length: u32,
     /// Its stretches among all.
-    stretches: Range<usize>,
+    stretches: Range<u32>,
 }
 
 /// The units of a base image: at most [`MAX_UNITS`], and as many stretches.
@@ -79,12 +79,18 @@ impl Units {
     pub(crate) fn push(&mut self, codec: Codec, length: u32, stretches: &[Stretch]) -> Option<u64> {
         let before = self.stretches.len();
         let fits = self.units.len() < MAX_UNITS && before.saturating_add(stretches.len()) <= MAX_UNITS;
-        if !fits || length == 0 || length > MAX_UNIT_BYTES {
+        let packed = stretches.iter().fold(0u64, |sum, stretch| sum.saturating_add(u64::from(stretch.length)));
+        let (most, most_packed) = match codec {
+            Codec::Zstd(_) => (MAX_BLOCK_BYTES, u64::from(length)),
+            Codec::Plain | Codec::Lz4 => (MAX_UNIT_BYTES, u64::MAX),
+        };
+        if !fits || length == 0 || length > most || packed > most_packed {
             return None;
         }
         let at = self.end;
         self.stretches.extend_from_slice(stretches);
-        self.units.push(Unit { codec, at, length, stretches: before..self.stretches.len() });
+        let stretches = u32::try_from(before).ok()?..u32::try_from(self.stretches.len()).ok()?;
+        self.units.push(Unit { codec, at, length, stretches });
         self.end = next_block(at.saturating_add(u64::from(length)));
         Some(at)
     }
@@ -155,9 +161,8 @@ impl Units {
         Ok(made)
     }
 
-    /// Fills `out` with `ranges` behind the base image, one after the other.
-    pub(super) fn read(&self, ranges: &[BaseRange], out: &mut [u8], read_at: &mut ReadAt<'_>) -> Result<(), Fault> {
-        out.fill(0);
+    /// What of which unit the ranges hold, in their order.
+    fn windows(&self, ranges: &[BaseRange]) -> Vec<(usize, Window)> {
         let mut windows: Vec<(usize, Window)> = Vec::new();
         let mut place = 0usize;
         for range in ranges {
@@ -172,15 +177,30 @@ impl Units {
             }
             place = place.saturating_add(usize::try_from(range.len).unwrap_or(usize::MAX));
         }
-        let in_one_go = |one: &(usize, Window), next: &(usize, Window)| one.0 == next.0 && one.1.to <= next.1.from;
-        for run in windows.chunk_by(in_one_go) {
+        windows
+    }
+
+    /// How many bytes are unpacked to read the ranges; see [`MAX_UNPACKED_BYTES`](crate::limits::MAX_UNPACKED_BYTES).
+    pub(crate) fn unpacked_for(&self, ranges: &[BaseRange]) -> u64 {
+        let windows = self.windows(ranges);
+        let ends = windows.chunk_by(is_one_go).filter_map(|run| run.last().map(|(_, window)| window.to));
+        ends.fold(0, u64::saturating_add)
+    }
+
+    /// Fills `out` with `ranges` behind the base image, one after the other.
+    pub(super) fn read(&self, ranges: &[BaseRange], out: &mut [u8], read_at: &mut ReadAt<'_>) -> Result<(), Fault> {
+        out.fill(0);
+        let windows = self.windows(ranges);
+        for run in windows.chunk_by(is_one_go) {
             let Some(unit) = run.first().and_then(|(number, _)| self.units.get(*number)) else { continue };
             let windows: Vec<_> = run.iter().map(|(_, window)| *window).collect();
             let mut wanted = Wanted { windows: &windows, out };
-            let stretches = self.stretches.get(unit.stretches.clone()).unwrap_or_default();
+            let place = unit.stretches.start as usize..unit.stretches.end as usize;
+            let stretches = self.stretches.get(place).unwrap_or_default();
             let mut packed = PackedBytes { stretches, read_at, buffer: Vec::new(), at: 0, taken: 0 };
             match unit.codec {
-                Codec::Plain => return Err(Fault::Packed("it is not packed")),
+                Codec::Plain => plain(&mut packed, &mut wanted)?,
+                Codec::Zstd(_) => zstd::unpack(&mut packed, u64::from(unit.length), &mut wanted)?,
                 Codec::Lz4 => lz4::unpack(&mut packed, u64::from(unit.length), &mut wanted)?,
             }
             if !wanted.is_done() {
@@ -223,6 +243,20 @@ pub fn read_ranges(
     if rest.is_empty() { Ok(()) } else { Err(TOO_SHORT) }
 }
 
+/// Hands on a unit that is stored as it is: a block among packed ones that did not become shorter.
+fn plain(input: &mut PackedBytes<'_, '_>, wanted: &mut Wanted<'_>) -> Result<(), Fault> {
+    let mut at = 0u64;
+    while !wanted.is_done() {
+        let bytes = input.some(READ_BYTES)?;
+        if bytes.is_empty() {
+            break;
+        }
+        wanted.offer(at, bytes);
+        at = at.saturating_add(bytes.len() as u64);
+    }
+    Ok(())
+}
+
 const TOO_SHORT: Fault = Fault::Packed("its ranges are of another length");
 
 /// What is wanted of one unit's content, and where it is to be put.
@@ -231,6 +265,11 @@ struct Window {
     from: u64,
     to: u64,
     place: usize,
+}
+
+/// Whether both are read while their unit is unpacked once.
+fn is_one_go(one: &(usize, Window), next: &(usize, Window)) -> bool {
+    one.0 == next.0 && one.1.to <= next.1.from
 }
 
 /// Takes what is wanted of a unit's content as it comes by. Windows ascend.

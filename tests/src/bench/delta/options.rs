@@ -11,15 +11,18 @@ pub(super) enum Pair {
     A,
     /// One setting and one program.
     C,
+    /// All updates of a release for 64-bit ARM; as ext4 alone.
+    Arm64,
 }
 
 impl Pair {
-    const ALL: [Pair; 2] = [Pair::A, Pair::C];
+    const ALL: [Pair; 3] = [Pair::A, Pair::C, Pair::Arm64];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Pair::A => "a",
             Pair::C => "c",
+            Pair::Arm64 => "arm64",
         }
     }
 
@@ -27,6 +30,7 @@ impl Pair {
         match self {
             Pair::A => "a release without and with its updates",
             Pair::C => "one setting and one program changed",
+            Pair::Arm64 => "a release for 64-bit ARM without and with its updates",
         }
     }
 }
@@ -62,7 +66,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads `[--pair a|c] [--format ext4|erofs|erofs-lz4hc|squashfs] [--only NAME,...]`.
+    /// Reads `[--pair a|c|arm64] [--format ext4|erofs|erofs-lz4hc|squashfs] [--only NAME,...]`.
     ///
     /// # Errors
     /// When there is anything else.
@@ -80,12 +84,14 @@ impl Options {
         let known = |name: &String| peers::ALL.iter().any(|peer| peer.name == name);
         let names: Vec<_> = peers::ALL.iter().map(|peer| peer.name).collect();
         ensure!(options.only.iter().all(known), "--only takes some of {}", names.join(","));
+        ensure!(!options.series().is_empty(), "the pair arm64 is there as ext4 alone");
         Ok(options)
     }
 
-    /// The pairs and formats that are wanted. Unless they are asked for, pair c is measured as ext4 alone.
+    /// The pairs and formats that are wanted. Unless they are asked for, all pairs but a are measured as ext4 alone.
     pub(super) fn series(&self) -> Vec<(Pair, Format)> {
         let both = Pair::ALL.iter().flat_map(|&pair| Format::ALL.map(|format| (pair, format)));
+        let both = both.filter(|&(pair, format)| pair != Pair::Arm64 || format == Format::Ext4);
         both.filter(|&(pair, format)| match (self.pair, self.format) {
             (None, None) => pair == Pair::A || format == Format::Ext4,
             (wanted_pair, wanted) => {
@@ -111,10 +117,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_options_pair_a_is_measured_in_all_formats_and_pair_c_as_ext4() {
+    fn without_options_pair_a_is_measured_in_all_formats_and_the_others_as_ext4() {
         let series = Options::parse(&[]).unwrap().series();
-        assert_eq!(series.len(), 5);
-        assert_eq!(series.last(), Some(&(Pair::C, Format::Ext4)));
+        assert_eq!(series.len(), 6);
+        assert_eq!(series[4..], [(Pair::C, Format::Ext4), (Pair::Arm64, Format::Ext4)]);
     }
 
     #[test]
@@ -130,6 +136,7 @@ mod tests {
         for words in [["--pair", "b"], ["--only", "rsync"], ["--formats", "ext4"]] {
             assert!(Options::parse(&words).is_err(), "{words:?}");
         }
+        assert!(Options::parse(&["--pair", "arm64", "--format", "erofs"]).is_err());
         assert!(Options::parse(&["--pair"]).is_err());
     }
 }

@@ -3,16 +3,24 @@
 
 use std::fs::{self, File};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bascule_image::disk::Loader;
 
-use super::{Scenario, UPDATED, but_efi, everywhere, only_efi};
+use super::{Scenario, UPDATED, but_efi, everywhere, only_efi, with_boot_files};
 use crate::machine::Snapshot;
+use crate::matrix::copying;
 use crate::matrix::cuts::{Cut, Switch, before_the_record, first_write_of};
 use crate::matrix::kept::{Kept, Recorded};
 use crate::matrix::write_log::WriteLog;
 use crate::scenes::guest::{PATIENCE, text_at};
 
+pub(super) const FILES: Scenario = Scenario {
+    name: "cut-files",
+    about: "in the middle of copying the new system's boot files, anywhere; started with half of the kernel",
+    is_on: with_boot_files,
+    play: cut_files,
+    end: |_| UPDATED.after(2),
+};
 pub(super) const BEFORE: Scenario = Scenario {
     name: "cut-before",
     about: "everything up to the last flush before the switch",
@@ -108,6 +116,35 @@ fn cut_variables(kept: &mut Kept, place: &CutVariables) -> Result<String> {
     let came_up_in = goes_on(kept)?;
     ensure!(came_up_in == wanted, "the device came up in group {came_up_in}, not {wanted}");
     Ok(format!("group {came_up_in} first"))
+}
+
+/// Every boot partition that a cut before the switch leaves has the running group's files whole; then the device starts from
+/// one on which half of the new kernel is there, in the middle of a write.
+fn cut_files(kept: &mut Kept) -> Result<String> {
+    let recorded = kept.recorded()?;
+    let log = WriteLog::open(&recorded.logs.disk)?;
+    let searched = copied(kept, &recorded, "searched")?;
+    let end = match kept.loader {
+        Loader::Efi => before_the_record(&log)?,
+        loader => Switch::find(&log, &searched.disk, loader)?.begins(),
+    };
+    let scratch = tempfile::tempdir_in(searched.disk.parent().context("a disk without a folder")?)?;
+    let looked = copying::look(&log, &recorded.before.disk, end, kept.loader, scratch.path())?;
+    let seen = format!("{} boot partitions around {} flushes, each with group a whole", looked.count, looked.flushes);
+    kept.stage.say("log", seen.clone(), "and no length without clusters");
+    let left = copied(kept, &recorded, "cut")?;
+    looked.middle.make(&log, &left.disk)?;
+    if kept.loader == Loader::Efi {
+        // Nothing was told to the firmware that early but that group b is not to be started.
+        let variables = WriteLog::open(&recorded.logs.variables)?;
+        let first = first_write_of(&variables, &searched.variables, "BootNext")?;
+        variables.replay(0..first, &File::options().read(true).write(true).open(&left.variables)?)?;
+    }
+    kept.put(&left)?;
+    let came_up_in = goes_on(kept)?;
+    ensure!(came_up_in == "a", "the device came up in group {came_up_in}");
+    kept.stage.machine.succeed("cmp /boot/vmlinuz /boot/efi/bascule/b/linux")?;
+    Ok(format!("group a first; {seen}"))
 }
 
 /// A copy of the device before the logged boot.
