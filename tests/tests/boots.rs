@@ -55,7 +55,10 @@ fn a_system_without_init_uses_up_its_tries_and_the_loader_comes_back() -> Result
 }
 
 /// Writes the loader's settings in place, as the agent would: `b` first, with this many tries.
+///
+/// The agent is stopped before: each of its looks disarms a group that no update of its own has armed.
 fn arm_group_b(machine: &mut Machine, tries: u8) -> Result<()> {
+    machine.succeed("systemctl stop basculed.service")?;
     let settings = format!("# GRUB Environment Block\norder=b a\ngroup_a=good\ngroup_b={tries}\n");
     let block = format!("{settings}{}", "#".repeat(1024 - settings.len()));
     machine.succeed(&format!("printf %s '{block}' | dd of=/boot/efi/bascule/grubenv conv=notrunc,fsync"))?;
