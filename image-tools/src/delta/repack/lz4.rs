@@ -18,6 +18,11 @@ const KEPT: usize = 4 * REACH;
 const LONG: usize = 15;
 /// The shortest match.
 const LEAST_MATCH: usize = 4;
+/// Most literals of a sequence that is read in one step, and the longest match.
+const SHORT_LITERALS: usize = 16;
+const SHORT_MATCH: usize = 24;
+/// The packed bytes of such a sequence: its token, its literals, the distance.
+const SHORT_SEQUENCE: usize = 1 + SHORT_LITERALS + 2;
 
 /// Packs `content` into the head of `packed`; `None` where it does not fit.
 pub(super) fn pack(content: &[u8], packed: &mut [u8]) -> Option<usize> {
@@ -27,17 +32,20 @@ pub(super) fn pack(content: &[u8], packed: &mut [u8]) -> Option<usize> {
 
 /// Hands what `input` unpacks to, `length` bytes, to `wanted` until that has all it wants.
 pub(super) fn unpack(input: &mut PackedBytes<'_, '_>, length: u64, wanted: &mut Wanted<'_>) -> Result<(), Fault> {
-    let mut made = Made { bytes: Vec::with_capacity(KEPT + REACH), gone: 0, offered: 0, length };
+    let mut made = Made { bytes: vec![0; ROOM], end: 0, gone: 0, offered: 0, length };
     loop {
+        let taken = made.short_sequences(input.left());
+        input.skip(taken);
+        made.hand_on(wanted)?;
         let token = usize::from(input.byte()?.ok_or(CUT_OFF)?);
         let mut left = long(input, token >> 4)?;
         while left > 0 {
-            let bytes = input.some(left)?;
+            let bytes = input.some(left.min(REACH))?;
             if bytes.is_empty() {
                 return Err(CUT_OFF);
             }
             left -= bytes.len();
-            made.bytes.extend_from_slice(bytes);
+            made.push(bytes);
             made.hand_on(wanted)?;
         }
         let Some(low) = input.byte()? else { break };
@@ -49,9 +57,10 @@ pub(super) fn unpack(input: &mut PackedBytes<'_, '_>, length: u64, wanted: &mut 
         }
     }
     made.offer(wanted);
-    if made.end() == length { Ok(()) } else { Err(Fault::Packed("it unpacks to another length")) }
+    if made.all() == length { Ok(()) } else { Err(OTHER_LENGTH) }
 }
 
+const OTHER_LENGTH: Fault = Fault::Packed("it unpacks to another length");
 const CUT_OFF: Fault = Fault::Packed("it is cut off");
 
 /// A length whose first part is in the token.
@@ -71,7 +80,9 @@ fn long(input: &mut PackedBytes<'_, '_>, first: usize) -> Result<usize, Fault> {
 
 /// The last bytes that came out.
 struct Made {
+    /// [`ROOM`] bytes, of which those up to `end` came out.
     bytes: Vec<u8>,
+    end: usize,
     /// How many came out before these.
     gone: u64,
     /// How many of these were handed on.
@@ -80,20 +91,74 @@ struct Made {
     length: u64,
 }
 
+/// Memory for what came out: what is kept, the most that is added before [`Made::hand_on`], and what a step over short
+/// sequences may write beyond their end.
+const ROOM: usize = KEPT + REACH + SHORT_SEQUENCE + SHORT_MATCH;
+
 impl Made {
-    fn end(&self) -> u64 {
-        self.gone.saturating_add(self.bytes.len() as u64)
+    /// How much came out in all.
+    fn all(&self) -> u64 {
+        self.gone.saturating_add(self.end as u64)
+    }
+
+    /// Takes short sequences, which nearly all are, from the head of `input` in steps of a fixed length, and tells how
+    /// many bytes of it these were. It stops at the first other one, and leaves faults to those who read it then.
+    fn short_sequences(&mut self, input: &[u8]) -> usize {
+        let mut taken = 0usize;
+        while self.end < KEPT {
+            let sequence = input.get(taken..).and_then(|rest| rest.first_chunk::<SHORT_SEQUENCE>());
+            let Some(length) = sequence.and_then(|sequence| self.short_sequence(sequence)) else { break };
+            taken = taken.saturating_add(length);
+        }
+        taken
+    }
+
+    /// Takes the sequence at the head of `input` if it is short, and tells how many bytes of it that was.
+    #[inline]
+    fn short_sequence(&mut self, input: &[u8; SHORT_SEQUENCE]) -> Option<usize> {
+        let token = usize::from(input[0]);
+        let (literals, matched) = (token >> 4, (token & 0xf) + LEAST_MATCH);
+        if literals == LONG || matched == LONG + LEAST_MATCH {
+            return None;
+        }
+        let distance = input.get(1 + literals..)?.first_chunk::<2>()?;
+        let distance = usize::from(u16::from_le_bytes(*distance));
+        let at = self.end + literals;
+        let from = at.checked_sub(distance).filter(|_| distance >= 8)?;
+        *self.bytes.get_mut(self.end..)?.first_chunk_mut()? = *input.get(1..)?.first_chunk::<SHORT_LITERALS>()?;
+        if distance >= SHORT_MATCH {
+            let bytes = *self.bytes.get(from..)?.first_chunk::<SHORT_MATCH>()?;
+            *self.bytes.get_mut(at..)?.first_chunk_mut()? = bytes;
+        } else {
+            for step in [0, 8, 16] {
+                let bytes = *self.bytes.get(from + step..)?.first_chunk::<8>()?;
+                *self.bytes.get_mut(at + step..)?.first_chunk_mut()? = bytes;
+            }
+        }
+        self.end = at + matched;
+        Some(1 + literals + 2)
+    }
+
+    /// Adds at most [`REACH`] bytes.
+    fn push(&mut self, bytes: &[u8]) {
+        let end = self.end.saturating_add(bytes.len());
+        if let Some(place) = self.bytes.get_mut(self.end..end) {
+            place.copy_from_slice(bytes);
+            self.end = end;
+        }
     }
 
     fn repeat(&mut self, distance: usize, length: usize, wanted: &mut Wanted<'_>) -> Result<(), Fault> {
-        if distance == 0 || distance > self.bytes.len() {
+        if distance == 0 || distance > self.end {
             return Err(Fault::Packed("it repeats what is not there"));
         }
         let (mut left, mut reach) = (length, distance);
         while left > 0 {
-            let start = self.bytes.len().saturating_sub(reach);
+            let start = self.end.saturating_sub(reach);
             let count = left.min(reach);
-            self.bytes.extend_from_within(start..start.saturating_add(count));
+            // `reach` is REACH at most, and so much room is left.
+            self.bytes.copy_within(start..start.saturating_add(count), self.end);
+            self.end = self.end.saturating_add(count);
             left -= count;
             // What repeats with a distance repeats with twice that as well.
             if count == reach && reach.saturating_mul(2) <= REACH {
@@ -106,23 +171,24 @@ impl Made {
 
     /// Lets go of the oldest bytes when there are many.
     fn hand_on(&mut self, wanted: &mut Wanted<'_>) -> Result<(), Fault> {
-        if self.end() > self.length {
-            return Err(Fault::Packed("it unpacks to another length"));
+        if self.all() > self.length {
+            return Err(OTHER_LENGTH);
         }
-        if self.bytes.len() >= KEPT {
+        if self.end >= KEPT {
             self.offer(wanted);
-            let old = self.bytes.len().saturating_sub(REACH);
-            self.bytes.drain(..old);
+            let old = self.end.saturating_sub(REACH);
+            self.bytes.copy_within(old..self.end, 0);
             self.gone = self.gone.saturating_add(old as u64);
-            self.offered = self.bytes.len();
+            self.end = self.end.saturating_sub(old);
+            self.offered = self.end;
         }
         Ok(())
     }
 
     fn offer(&mut self, wanted: &mut Wanted<'_>) {
-        let new = self.bytes.get(self.offered..).unwrap_or_default();
+        let new = self.bytes.get(self.offered..self.end).unwrap_or_default();
         wanted.offer(self.gone.saturating_add(self.offered as u64), new);
-        self.offered = self.bytes.len();
+        self.offered = self.end;
     }
 }
 

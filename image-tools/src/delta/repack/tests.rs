@@ -342,6 +342,48 @@ proptest! {
         prop_assert!(read(&image, &units, &ranges).unwrap() == wanted);
     }
 
+    /// Sequences as no encoder would put them: each short or long, near or far, at the borders of either.
+    #[test]
+    fn sequences_of_every_kind_come_out_as_liblz4_makes_them(
+        kinds in prop::collection::vec((0usize..40, 1usize..80, 0usize..60), 1..40),
+        times in prop_oneof![1usize..20, 400usize..900],
+        seed in any::<u64>(),
+    ) {
+        let literals = prose(100, seed);
+        let (mut packed, mut length) = (Vec::new(), 0usize);
+        let long = |packed: &mut Vec<u8>, over: usize| {
+            packed.extend(std::iter::repeat_n(255, over / 255));
+            packed.push((over % 255) as u8);
+        };
+        // Every eighth is far longer, every fifth reaches far back.
+        let more = |number: usize, count: usize| if number % 8 == 7 { count * 977 } else { count };
+        for (number, (new, distance, matched)) in kinds.iter().cycle().take(kinds.len() * times).enumerate() {
+            let (new, matched) = (more(number, *new), more(number / 2, *matched));
+            packed.push((new.min(15) << 4 | matched.min(15)) as u8);
+            if new >= 15 {
+                long(&mut packed, new - 15);
+            }
+            packed.extend(literals.iter().cycle().skip(number).take(new));
+            length += new;
+            let far = if number % 5 == 4 { 65_535 - distance } else { *distance };
+            packed.extend((far.min(length).max(1) as u16).to_le_bytes());
+            if length == 0 {
+                // There is nothing to repeat yet: such a block is refused.
+                prop_assert!(lz4::whole(&[&packed[..], &[0x50, 1, 2, 3, 4, 5]].concat(), 100).is_none());
+                return Ok(());
+            }
+            if matched >= 15 {
+                long(&mut packed, matched - 15);
+            }
+            length += matched + 4;
+        }
+        packed.extend([0xc0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        length += 12;
+        prop_assume!(length <= MAX_UNIT_BYTES as usize);
+        let wanted = ::lz4::block::decompress(&packed, Some(length as i32)).unwrap();
+        prop_assert!(lz4::whole(&packed, length).is_some_and(|made| made == wanted));
+    }
+
     #[test]
     fn damaged_units_are_read_or_refused(place in any::<prop::sample::Index>(), value in any::<u8>()) {
         let (mut image, units) = units(&[prose(170_000, 6), vec![1; 100_000], vec![1; 30_000]]);

@@ -329,6 +329,16 @@ impl PackedBytes<'_, '_> {
         Ok(bytes)
     }
 
+    /// What was read and not taken yet; the unit may go on behind it.
+    pub(super) fn left(&self) -> &[u8] {
+        self.buffer.get(self.at..).unwrap_or_default()
+    }
+
+    /// Takes bytes that [`left`](Self::left) showed.
+    pub(super) fn skip(&mut self, count: usize) {
+        self.at = self.at.saturating_add(count).min(self.buffer.len());
+    }
+
     /// The next byte; `None` at the end.
     pub(super) fn byte(&mut self) -> Result<Option<u8>, Fault> {
         if let Some(&byte) = self.buffer.get(self.at) {
