@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::encode::{Aligned, ChunkEncoder, Encoded};
 use super::explain::{Explanation, Labels, Shares};
-use super::index::BaseIndex;
+use super::index::{BaseIndex, read_image};
 use super::patch::Patcher;
 use super::predict::Prediction;
 use super::predict::ext4::Extent;
@@ -223,9 +223,7 @@ impl NewImage<'_> {
 
     /// The whole image.
     fn bytes(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; usize::try_from(self.size).map_err(io::Error::other)?];
-        self.file.read_exact_at(&mut bytes, 0)?;
-        Ok(bytes)
+        read_image(self.file, self.size)
     }
 
     /// Finds out where each chunk comes from.

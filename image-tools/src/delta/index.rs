@@ -1,13 +1,14 @@
 //! The base image in memory with two indexes: equal blocks anywhere, and seeds of alignments at any byte.
 //!
 //! Memory is the image, 4 bytes per 4 bytes of it that are not in a block of zeroes, and at most 1 GiB of heads for
-//! images of 1 GiB and more: about 2.5 times the image.
+//! images of 1 GiB and more: about 2.5 times what of the image is not zeroes.
 
 #![allow(clippy::indexing_slicing, reason = "on the developer's host, over places that this module made itself")]
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::predict::Prediction;
@@ -55,11 +56,9 @@ impl BaseIndex {
     /// # Errors
     /// When it cannot be read, or is larger than 16 GiB.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let mut bytes = Vec::new();
         let mut file = File::open(path)?;
-        bytes.try_reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0)).map_err(io::Error::other)?;
-        file.read_to_end(&mut bytes)?;
-        Self::new(bytes)
+        let size = file.seek(SeekFrom::End(0))?;
+        Self::new(read_image(&file, size)?)
     }
 
     /// Indexes an image.
@@ -190,6 +189,26 @@ impl BaseIndex {
         .filter(move |&place| self.bytes.get(place..place + SEED) == Some(seed))
     }
 }
+
+/// The first `size` bytes of a file. Zeroes, which images are half made of, take no memory.
+pub(super) fn read_image(file: &File, size: u64) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(size).map_err(io::Error::other)?;
+    // Asked for like this, too much is an error; what is asked for below is zero before anything of it is touched.
+    Vec::<u8>::new().try_reserve_exact(size).map_err(io::Error::other)?;
+    let mut bytes = vec![0; size];
+    let mut read = vec![0; READ];
+    for (number, place) in bytes.chunks_mut(READ).enumerate() {
+        let read = &mut read[..place.len()];
+        file.read_exact_at(read, (number * READ) as u64)?;
+        if !is_zero(read) {
+            place.copy_from_slice(read);
+        }
+    }
+    Ok(bytes)
+}
+
+/// How much of an image is read at a time.
+const READ: usize = 64 << 10;
 
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
