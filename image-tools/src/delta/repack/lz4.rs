@@ -18,10 +18,11 @@ const KEPT: usize = 4 * REACH;
 const LONG: usize = 15;
 /// The shortest match.
 const LEAST_MATCH: usize = 4;
-/// Most literals of a sequence that is read in one step, and the longest match.
+/// A short sequence has both lengths in its token: at most 14 literals and a match of 18 bytes. So many are copied for
+/// either, whatever it has; the next sequence overwrites what is too much.
 const SHORT_LITERALS: usize = 16;
 const SHORT_MATCH: usize = 24;
-/// The packed bytes of such a sequence: its token, its literals, the distance.
+/// The packed bytes that are looked at for one: its token, its literals, the distance.
 const SHORT_SEQUENCE: usize = 1 + SHORT_LITERALS + 2;
 
 /// Packs `content` into the head of `packed`; `None` where it does not fit.
@@ -124,6 +125,7 @@ impl Made {
         let distance = input.get(1 + literals..)?.first_chunk::<2>()?;
         let distance = usize::from(u16::from_le_bytes(*distance));
         let at = self.end + literals;
+        // Eight bytes are copied at a time, so none of them may be what the copy itself is to make.
         let from = at.checked_sub(distance).filter(|_| distance >= 8)?;
         *self.bytes.get_mut(self.end..)?.first_chunk_mut()? = *input.get(1..)?.first_chunk::<SHORT_LITERALS>()?;
         if distance >= SHORT_MATCH {

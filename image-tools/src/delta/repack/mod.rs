@@ -10,8 +10,9 @@
 //! if it were a part of it, and any chunk may be made of it. A chunk of the new image that holds compressed data is
 //! made in *parts*: each part's content is made like a chunk, and then packed by the very encoder that made the image.
 //!
-//! A block of squashfs is a unit, and packed as a whole. Of an LZ4 unit, which is longer, a part need not be the whole: an LZ4 encoder that begins 64 KiB earlier finds the same matches from there on. So
-//! every chunk still stands for itself, in bounded memory. Whether that is so for a part is tried when the delta is
+//! A block of squashfs is a unit, and packed as a whole. Of an LZ4 unit, which is longer, a part need not be the whole: an
+//! LZ4 encoder that begins 64 KiB earlier finds the same matches from there on. So every chunk still stands for itself, in
+//! bounded memory. Whether that is so for a part is tried when the delta is
 //! made, byte by byte; what does not come out the same is sent as it is. On the device the chunk's SHA-256 decides.
 //!
 //! | module | subject |
