@@ -192,6 +192,16 @@ fn equal_empty_shorter_and_longer_images_come_back() {
 }
 
 #[test]
+fn bytes_behind_and_between_long_stretches_of_zeroes_come_back() {
+    let zeroes = |length| vec![0; length];
+    let old = [zeroes(70_000), noise(5, 3_000), zeroes(200_000), noise(6, 100), zeroes(131_072), noise(7, 1)].concat();
+    let new = [zeroes(140_000), noise(5, 3_000), zeroes(65_535), noise(6, 100), zeroes(300_000)].concat();
+    for (old, new) in [(&old, &new), (&new, &old)] {
+        round_trip(old, new, 65_536);
+    }
+}
+
+#[test]
 fn a_delta_of_images_larger_than_a_chunk_of_a_mebibyte_comes_back() {
     let old = noise(3, 3 << 20);
     let new = edited(old.clone(), &[Edit::Insert(100, Stretch::Noise(4, 777)), Edit::Move(700, 100_000, 200)]);
