@@ -13,7 +13,7 @@ use crate::machine::Boot;
 
 const MIB: u64 = 1 << 20;
 /// For the one start in the factory.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
 /// The second of the year 2023 that all time stamps get.
 const EPOCH: u64 = 1_700_000_000;
 

@@ -26,8 +26,8 @@ use crate::factory;
 use crate::images::Images;
 use crate::ping::{PingWatch, Pong};
 
-/// How long an ordinary command in the guest may take.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+/// How long an ordinary command in the guest may take; a slow host gives an emulated processor a tenth of its time.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How a machine starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -381,7 +381,7 @@ impl Machine {
         ready.with_context(|| format!("the console said:\n{}", host::last_lines(&running.console.all(), 30)))
     }
 
-    /// Runs a command in the guest as root and waits for its end, at most a minute.
+    /// Runs a command in the guest as root and waits for its end, at most five minutes.
     ///
     /// # Errors
     /// When the guest takes no commands or the command does not end; its exit code is no error.

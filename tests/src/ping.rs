@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// How long one answer may take; the guest shares one emulated processor.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One answer of the service.
 #[derive(Debug, Clone, PartialEq, Eq)]

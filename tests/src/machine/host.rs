@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 
 /// How long QEMU may take to open its ports.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A folder for the socket whose path fits the 108 bytes a socket's address can hold.
 pub(super) struct SocketPlace {

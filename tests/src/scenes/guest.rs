@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::Stage;
 
-/// How long a boot or a change of state may take on a slow, loaded host without virtualisation.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a boot or a change of state may take on a slow, loaded host without virtualisation, where the guests' own
+/// deadlines are longer as well.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20 * 60);
 
 const LOOK_EVERY: Duration = Duration::from_millis(700);
 

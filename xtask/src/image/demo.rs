@@ -53,7 +53,7 @@ pub(super) const PLAIN: u32 = 0o644;
 pub(super) const PROGRAM: u32 = 0o755;
 
 /// Files that all demo systems share, with their modes.
-const FILES: [(&str, u32, &str); 26] = [
+const FILES: [(&str, u32, &str); 27] = [
     ("etc/fstab", PLAIN, include_str!("files/fstab")),
     // Where U-Boot has its environment, on the devices that start through it.
     ("etc/fw_env.config", PLAIN, "/boot/efi/uboot.env 0 0x4000\n/boot/efi/uboot-redund.env 0 0x4000\n"),
@@ -76,6 +76,7 @@ const FILES: [(&str, u32, &str); 26] = [
     ("etc/systemd/system/shell-ttyS1.service", PLAIN, include_str!("files/shell-ttyS1.service")),
     ("etc/systemd/system/bascule-deadman.timer.d/demo.conf", PLAIN, "[Timer]\nOnBootSec=\nOnBootSec=60s\n"),
     ("etc/bascule/config.toml", PLAIN, include_str!("files/config.toml")),
+    ("usr/lib/systemd/system-generators/demo-slow-host", PROGRAM, include_str!("files/slow-host")),
     ("usr/lib/bascule/boot/files/demo/site.txt", PLAIN, "the image's\n"),
     ("usr/lib/demo/ping", PROGRAM, include_str!("files/ping")),
     ("usr/lib/demo/pong", PROGRAM, include_str!("files/pong")),
@@ -158,4 +159,37 @@ pub(super) fn write(overlay: &Path, path: &str, mode: u32, text: &str) -> Result
     std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// What the generator wrote into its folder when the kernel had been up for so long, and the configuration beside it.
+    fn generated(uptime: &str) -> (Option<String>, Option<String>) {
+        let place = tempfile::tempdir().unwrap();
+        let at = |path: &str| place.path().join(path).display().to_string();
+        write(place.path(), "uptime", PLAIN, uptime).unwrap();
+        write(place.path(), "config.toml", PLAIN, include_str!("files/config.toml")).unwrap();
+        let script = include_str!("files/slow-host")
+            .replace("/proc/uptime", &at("uptime"))
+            .replace("/etc/bascule/config.toml", &at("config.toml"))
+            .replace("/run/demo", &at("run"));
+        let status = Command::new("sh").args(["-euc", &script, "sh", &at("units")]).status().unwrap();
+        assert!(status.success(), "{status}");
+        let read = |path: &str| std::fs::read_to_string(at(path)).ok();
+        (read("units/bascule-deadman.timer.d/slow-host.conf"), read("run/config.toml"))
+    }
+
+    #[test]
+    fn deadlines_grow_with_the_time_that_the_kernel_took_and_nothing_else_of_the_configuration_changes() {
+        assert_eq!(generated("3.99 2.00\n"), (None, None));
+        let (timer, config) = generated("8.10 2.00\n");
+        assert_eq!(timer.unwrap(), "[Timer]\nOnBootSec=\nOnBootSec=180s\n");
+        let expected = include_str!("files/config.toml").replace("deadline = \"100s\"", "deadline = \"300s\"");
+        assert_eq!(config.unwrap(), expected);
+        assert_ne!(expected, include_str!("files/config.toml"));
+    }
 }
