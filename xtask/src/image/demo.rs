@@ -185,8 +185,8 @@ mod tests {
 
     #[test]
     fn deadlines_grow_with_the_time_that_the_kernel_took_and_nothing_else_of_the_configuration_changes() {
-        assert_eq!(generated("3.99 2.00\n"), (None, None));
-        let (timer, config) = generated("8.10 2.00\n");
+        assert_eq!(generated("4.99 2.00\n"), (None, None));
+        let (timer, config) = generated("10.10 2.00\n");
         assert_eq!(timer.unwrap(), "[Timer]\nOnBootSec=\nOnBootSec=180s\n");
         let expected = include_str!("files/config.toml").replace("deadline = \"100s\"", "deadline = \"300s\"");
         assert_eq!(config.unwrap(), expected);
