@@ -26,7 +26,7 @@ use crate::factory;
 use crate::images::Images;
 use crate::ping::{PingWatch, Pong};
 
-/// How long an ordinary command in the guest may take; a slow host gives an emulated processor a tenth of its time.
+/// How long an ordinary command in the guest may take; on a slow host an emulated processor has a third of its speed.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How a machine starts.

@@ -167,8 +167,9 @@ mod tests {
 
     use super::*;
 
-    /// What the generator wrote into its folder when the kernel had been up for so long, and the configuration beside it.
-    fn generated(uptime: &str) -> (Option<String>, Option<String>) {
+    /// What the generator wrote when the kernel had been up for so long: the timer's part, the configuration, and whether
+    /// systemd is asked to lay that over the image's.
+    fn generated(uptime: &str) -> (Option<String>, Option<String>, bool) {
         let place = tempfile::tempdir().unwrap();
         let at = |path: &str| place.path().join(path).display().to_string();
         write(place.path(), "uptime", PLAIN, uptime).unwrap();
@@ -180,16 +181,20 @@ mod tests {
         let status = Command::new("sh").args(["-euc", &script, "sh", &at("units")]).status().unwrap();
         assert!(status.success(), "{status}");
         let read = |path: &str| std::fs::read_to_string(at(path)).ok();
-        (read("units/bascule-deadman.timer.d/slow-host.conf"), read("run/config.toml"))
+        // Through the link, which must lead to the unit; a mount unit is named after its mount point.
+        let mount = read("units/sysinit.target.wants/etc-bascule-config.toml.mount").unwrap_or_default();
+        let asked = format!("What={}\nWhere={}\n", at("run/config.toml"), at("config.toml"));
+        (read("units/bascule-deadman.timer.d/slow-host.conf"), read("run/config.toml"), mount.contains(&asked))
     }
 
     #[test]
     fn deadlines_grow_with_the_time_that_the_kernel_took_and_nothing_else_of_the_configuration_changes() {
-        assert_eq!(generated("4.99 2.00\n"), (None, None));
-        let (timer, config) = generated("10.10 2.00\n");
+        assert_eq!(generated("4.99 2.00\n"), (None, None, false));
+        let (timer, config, mounted) = generated("10.10 2.00\n");
         assert_eq!(timer.unwrap(), "[Timer]\nOnBootSec=\nOnBootSec=180s\n");
         let expected = include_str!("files/config.toml").replace("deadline = \"100s\"", "deadline = \"300s\"");
         assert_eq!(config.unwrap(), expected);
+        assert!(mounted);
         assert_ne!(expected, include_str!("files/config.toml"));
     }
 }
